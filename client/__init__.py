@@ -1,0 +1,1 @@
+"""A site: local training, differential privacy, the Flower ClientApp and the command line."""

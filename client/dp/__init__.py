@@ -1,0 +1,1 @@
+"""Example-level differential privacy: Poisson sampling and the DP-SGD step."""

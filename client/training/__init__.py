@@ -1,0 +1,1 @@
+"""Local training: the step loop and its optimizers."""

@@ -1,0 +1,1 @@
+"""What the coordinator and the sites both speak: config, data, model, adapter, wire, privacy maths."""

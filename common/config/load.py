@@ -1,0 +1,167 @@
+"""Loading a run config: YAML, overrides, and errors that name file, line, key and remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from common.config.run import RunConfig
+from common.config.yaml_text import Document, parse_value, parse_yaml
+from common.errors import ConfigError
+from common.sources import anchor
+
+SYNONYMS = {
+    "learning_rate": "lr", "epochs": "local_epochs", "steps": "local_steps", "r": "rank",
+    "lora_alpha": "alpha", "noise": "noise_multiplier", "max_seq_length": "max_length", "path": "source",
+    "eps": "epsilon", "clients_per_round": "sites_per_round", "num_rounds": "rounds",
+}  # fmt: skip
+
+
+def load_run_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a run config from a YAML file and apply ``section.key=value`` overrides.
+
+    Paths in the file are taken relative to the file, paths in overrides relative to the current folder; the
+    result holds absolute ones.
+
+    Raises:
+        ConfigError: naming the file, the line, the key and what to do.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} does not exist; expected a run config in YAML. Check the path.") from error
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path} is a folder; expected a YAML file. Name the file in it.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text; expected YAML. Save it as UTF-8.") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); expected a readable file.") from error
+    return parse_run_config(text, str(path), path.parent, overrides)
+
+
+def parse_run_config(
+    text: str, name: str, base: Path | None, overrides: Iterable[str] = ()
+) -> RunConfig:
+    """Read a run config from YAML text; see :func:`load_run_config`.
+
+    Args:
+        text: the YAML.
+        name: what to call it in errors.
+        base: folder that relative paths refer to; None keeps them as they are (a config that travelled).
+        overrides: ``section.key=value`` strings.
+    """
+    document = parse_yaml(text, name)
+    if base is not None:
+        _anchor_sources(document.values, base)
+    for override in overrides:
+        _apply_override(document, override)
+    try:
+        return RunConfig.model_validate(document.values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error.errors(include_url=False)[0], document)) from None
+
+
+def dump_run_config(config: RunConfig) -> str:
+    """Return the resolved config as YAML that :func:`load_run_config` reads back to the same config."""
+    return yaml.safe_dump(
+        config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, default_flow_style=False
+    )
+
+
+def _anchor_sources(values: dict[str, Any], base: Path) -> None:
+    for section, key in (("model", "source"), ("data", "train"), ("data", "test")):
+        part = values.get(section)
+        if isinstance(part, dict) and isinstance(part.get(key), str) and part[key]:
+            part[key] = anchor(part[key], base)
+
+
+def _apply_override(document: Document, override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"--set {override!r} is no assignment; expected section.key=value.")
+    place: dict[str, Any] = document.values
+    for key in keys[:-1]:
+        if place.get(key) is None:
+            place[key] = {}
+        if not isinstance(place[key], dict):
+            raise ConfigError(f"--set {override!r}: {key!r} is no section; expected section.key=value.")
+        place = place[key]
+    place[keys[-1]] = parse_value(text.strip())
+    path = tuple(keys)
+    for known in [known for known in document.places if known[: len(path)] == path]:
+        del document.places[known]
+    document.places[path] = f"--set {override}"
+    if path in {("model", "source"), ("data", "train"), ("data", "test")}:
+        _anchor_sources({keys[0]: place}, Path.cwd())
+
+
+def _explain(detail: ErrorDetails, document: Document) -> str:
+    """Turn one pydantic error into "<place>: <key> <got>; expected <rule>. <remedy>"."""
+    path = tuple(part for part in detail["loc"] if part in _walked(detail["loc"], document.values))
+    place = document.place_of(path)
+    key = ".".join(str(part) for part in path) or "config"
+    kind = detail["type"]
+    if kind == "extra_forbidden":
+        return f"{place}: unknown key {key!r}; {_nearest(path)}"
+    if kind == "missing":
+        wanted = ".".join(str(part) for part in detail["loc"])
+        return f"{place}: {wanted} is missing; expected a value. Add it."
+    message = detail["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        prefix = "" if message.split(" ")[0].startswith(tuple(RunConfig.model_fields)) else f"{key}: "
+        return f"{place}: {prefix}{message}."
+    got = detail["input"]
+    shown = repr(got) if isinstance(got, str | int | float | bool) or got is None else f"a {type(got).__name__}"
+    rule = message.removeprefix("Input should be ").rstrip(".")
+    if kind == "model_type":
+        rule = "a section of 'key: value' lines"
+    return f"{place}: {key} is {shown[:80]}; expected {rule}. Correct it."
+
+
+def _walked(location: tuple[str | int, ...], values: Any) -> list[str | int]:
+    """The leading parts of ``location`` that are keys of the document (pydantic adds names of union members)."""
+    walked: list[str | int] = []
+    for part in location:
+        if isinstance(values, dict) and part in values:
+            values = values[part]
+        elif isinstance(values, list) and isinstance(part, int) and part < len(values):
+            values = values[part]
+        else:
+            continue
+        walked.append(part)
+    return walked
+
+
+def _section_at(path: tuple[str | int, ...]) -> type[BaseModel]:
+    model: type[BaseModel] = RunConfig
+    for part in path:
+        field = model.model_fields.get(str(part))
+        candidates = _classes(field.annotation) if field is not None else []
+        if not candidates:
+            break
+        model = candidates[0]
+    return model
+
+
+def _classes(annotation: Any) -> list[type[BaseModel]]:
+    if get_origin(annotation) in (Union, UnionType):
+        return [found for argument in get_args(annotation) for found in _classes(argument)]
+    return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
+
+
+def _nearest(path: tuple[str | int, ...]) -> str:
+    valid = list(_section_at(path[:-1]).model_fields)
+    wrong = str(path[-1])
+    known = {key: key for key in valid} | {key: to for key, to in SYNONYMS.items() if to in valid}
+    close = [known[key] for key in difflib.get_close_matches(wrong, known, n=1, cutoff=0.6)]
+    if close:
+        return f"did you mean {close[0]!r}? Valid keys: {', '.join(valid)}."
+    return f"expected one of {', '.join(valid)}."

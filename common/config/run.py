@@ -1,0 +1,69 @@
+"""The run config: what is trained, how, with which guarantee. It travels unchanged to every site."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from common.config.adapter import AdapterConfig
+from common.config.data import DataConfig
+from common.config.federation import (
+    AggregationConfig,
+    CommunicationConfig,
+    EvaluationConfig,
+    FederationConfig,
+)
+from common.config.model import ModelConfig
+from common.config.privacy import PrivacyConfig
+from common.config.section import Section
+from common.config.training import TrainingConfig
+
+
+class RunConfig(Section):
+    """One experiment. Every key has a default except the base model, the task and the training data."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "run"
+    """Name of the run and of its folder: letters, digits, dot, dash, underscore."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of every repeatable choice. Noise at a real site never comes from it."""
+    model: ModelConfig
+    adapter: AdapterConfig = AdapterConfig()
+    data: DataConfig
+    training: TrainingConfig = TrainingConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+    federation: FederationConfig = FederationConfig()
+    aggregation: AggregationConfig = AggregationConfig()
+    communication: CommunicationConfig = CommunicationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> RunConfig:
+        if self.privacy.unit == "example":
+            if self.aggregation.weights == "examples":
+                raise ValueError(
+                    "aggregation.weights 'examples' would release exact row counts under DP; expected 'uniform'"
+                )
+            if self.training.max_grad_norm is not None:
+                raise ValueError(
+                    "training.max_grad_norm is set under DP; expected privacy.clip_norm instead. Remove it"
+                )
+        elif self.privacy.sample_rate is not None:
+            raise ValueError("privacy.sample_rate is set but privacy.unit is 'none'; remove it")
+        if self.adapter.kind == "head_only" and self.data.task != "classification":
+            raise ValueError("adapter.kind 'head_only' needs a head; expected data.task 'classification'")
+        if self.federation.sites_per_round is not None and (
+            self.federation.sites_per_round < self.federation.min_sites
+        ):
+            raise ValueError(
+                f"federation.sites_per_round {self.federation.sites_per_round} is below min_sites "
+                f"{self.federation.min_sites}; expected at least as many"
+            )
+        return self
+
+    def digest(self) -> str:
+        """SHA-256 of the config in canonical JSON: two runs with the same digest do the same work."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,44 @@
+"""Config section ``training``: what a site does with a round."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from common.config.section import Section
+
+
+class TrainingConfig(Section):
+    """Local optimisation. The optimizer starts afresh every round."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW (Loshchilov and Hutter 1711.05101) or SGD with momentum."""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak learning rate."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay (AdamW) or L2 (SGD)."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Momentum of SGD."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the learning rate over the whole run, towards zero for linear and cosine."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the run over which the learning rate rises from zero."""
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Rows of a step. Under DP with Poisson sampling it is the expected number."""
+    local_epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the site's rows in a round; 1 if neither this nor local_steps is given."""
+    local_steps: Annotated[int, Field(ge=1)] | None = None
+    """Steps in a round, the same at every site."""
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = None
+    """Clip the norm of a step's gradient (without DP; under DP see privacy.clip_norm)."""
+    micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Rows computed at once; a step's rows are sorted by length and cut so. auto: 4 on CPU, 32 elsewhere."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainingConfig:
+        if self.local_epochs is not None and self.local_steps is not None:
+            raise ValueError("local_epochs and local_steps are both set; expected one of them")
+        if self.momentum > 0 and self.optimizer != "sgd":
+            raise ValueError(f"momentum is set for optimizer {self.optimizer!r}; expected 'sgd'")
+        return self

@@ -1,0 +1,1 @@
+"""From files to examples, sites, tokenised rows and batches."""

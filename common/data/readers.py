@@ -1,0 +1,118 @@
+"""Reading rows from files: one function a format, each yielding (line or row number, fields)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from common.config.data import DataConfig
+from common.data.examples import Example, example_from_row
+from common.errors import DataError
+from common.sources import hub_id, is_hub, local_path
+
+Row = tuple[int, dict[str, Any]]
+
+
+def read_jsonl(text: str, name: str) -> Iterator[Row]:
+    """Yield the objects of a JSON Lines text with their line numbers; blank lines are skipped."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            detail = error.msg if isinstance(error, json.JSONDecodeError) else "not a JSON value"
+            raise DataError(
+                f"{name} line {number}: broken JSON ({detail}); expected one object a line. Repair or drop it."
+            ) from None
+        if not isinstance(row, dict):
+            raise DataError(f"{name} line {number}: a {type(row).__name__}; expected an object. Correct it.")
+        yield number, row
+
+
+def read_csv(text: str, name: str) -> Iterator[Row]:
+    """Yield the records of a CSV text with a header line, with their line numbers."""
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        if not reader.fieldnames or len(set(reader.fieldnames)) != len(reader.fieldnames):
+            raise DataError(f"{name} line 1: header is empty or names a column twice; expected column names.")
+        for row in reader:
+            if None in row or None in row.values():
+                raise DataError(
+                    f"{name} line {reader.line_num}: {'more' if None in row else 'fewer'} values than the "
+                    f"{len(reader.fieldnames)} columns; expected as many. Quote values that hold commas."
+                )
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise DataError(f"{name} line {reader.line_num}: broken CSV ({error}); expected quoted CSV.") from None
+
+
+READERS: dict[str, Callable[[str, str], Iterator[Row]]] = {
+    ".jsonl": read_jsonl,
+    ".json": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".csv": read_csv,
+}
+
+
+def read_examples(source: str, data: DataConfig, key: str) -> list[Example]:
+    """Read all rows of a file or hub data set as examples.
+
+    Args:
+        source: path, ``package:NAME/file`` or ``hub:owner/name#split``.
+        data: the config section.
+        key: the config key of the source, for errors.
+
+    Raises:
+        DataError: naming the file and the line.
+    """
+    rows = _read_hub(source, data) if is_hub(source) else _read_file(local_path(source, key), key)
+    name = Path(source).name
+    examples = [example_from_row(row, data, f"{name} line {number}") for number, row in rows]
+    if not examples:
+        raise DataError(f"{key}: {source} has no rows; expected at least one. Check the file.")
+    return examples
+
+
+def _read_file(path: Path, key: str) -> Iterator[Row]:
+    reader = READERS.get(path.suffix.lower())
+    if path.is_dir():
+        raise DataError(f"{key}: {path} is a folder; expected a file ({', '.join(READERS)}). Name the file.")
+    if not path.exists():
+        raise DataError(f"{key}: {path} does not exist; expected a data file. Check the path.")
+    if reader is None:
+        raise DataError(f"{key}: {path.name} has an unknown format; expected {', '.join(READERS)}.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{key}: {path.name} byte {error.start} is not UTF-8; expected UTF-8 text. Save it as UTF-8."
+        ) from None
+    except OSError as error:
+        raise DataError(f"{key}: {path} cannot be read ({error.strerror}); expected a readable file.") from None
+    yield from reader(text, path.name)
+
+
+def _read_hub(source: str, data: DataConfig) -> Iterator[Row]:
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(
+            f"{source} needs the package 'datasets'; expected it installed. Run: pip install 'fedtune[hub]'."
+        ) from None
+    name, _, split = hub_id(source).partition("#")
+    datasets.disable_progress_bars()
+    try:
+        table = datasets.load_dataset(name, split=split or "train", revision=data.revision)
+    except (OSError, ValueError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{source} cannot be loaded ({first[:120]}); expected a data set name#split.") from None
+    yield from ((number, dict(row)) for number, row in enumerate(table, start=1))
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")

@@ -1,0 +1,1 @@
+"""Privacy accounting, planning and the claim that follows from a mechanism."""

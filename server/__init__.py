@@ -1,0 +1,1 @@
+"""The coordinator: round loop, admission, aggregation, checkpoints and the Flower ServerApp."""

@@ -1,0 +1,1 @@
+"""One module a family of aggregation methods, and the exact sum they stream into."""

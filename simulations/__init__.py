@@ -1,0 +1,1 @@
+"""The simulation harness: virtual federations on one machine."""

@@ -1,0 +1,1 @@
+"""Benchmarks of the harness; run them with make bench."""
