@@ -53,7 +53,6 @@ def read_csv(text: str, name: str) -> Iterator[Row]:
 
 READERS: dict[str, Callable[[str, str], Iterator[Row]]] = {
     ".jsonl": read_jsonl,
-    ".json": read_jsonl,
     ".ndjson": read_jsonl,
     ".csv": read_csv,
 }

@@ -1,0 +1,94 @@
+"""What a site answers to the coordinator's messages."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from client.site import Site
+from client.training.loop import train_locally
+from common.codecs.codec import decode, encode
+from common.config.run import RunConfig
+from common.errors import WireError
+from common.methods import trained_names
+from common.models.adapter import AdaptedModel, initial_adapter
+from common.privacy.planning import Mechanism, plan_mechanism
+from common.tensors import Tensors, fingerprint, manifest_of
+from common.wire import (
+    DescribeRequest,
+    MechanismReport,
+    Refusal,
+    SiteDescription,
+    TrainReply,
+    TrainRequest,
+    parse_header,
+)
+
+
+def answer_describe(header: bytes, site: Site, config: RunConfig, model: AdaptedModel) -> SiteDescription:
+    """Describe the site for a run: base model, mechanism, and its number of rows where no DP hides it.
+
+    Raises:
+        WireError: for a request that is not for this run.
+        PrivacyError: if the budget cannot be planned.
+    """
+    request = parse_header(header, DescribeRequest)
+    if isinstance(request, Refusal) or request.config_digest != config.digest():
+        raise WireError("the request is for another run config; expected the one this site was given.")
+    return SiteDescription(
+        site=site.name,
+        base_fingerprint=model.base.fingerprint,
+        initial_fingerprint=fingerprint(_start(model, config.seed)),
+        num_examples=len(site.rows) if config.privacy.unit == "none" else None,
+        mechanism=_report(plan_mechanism(config, len(site.rows))),
+    )
+
+
+def answer_train(
+    header: bytes, payload: bytes, site: Site, config: RunConfig, model: AdaptedModel
+) -> tuple[TrainReply, bytes]:
+    """Train a round and return the reply's header and the packed update.
+
+    Raises:
+        WireError: for a request that is not for this run, this base model, or is malformed.
+        PrivacyError: if the mechanism must not run.
+    """
+    request = parse_header(header, TrainRequest)
+    if isinstance(request, Refusal) or request.config_digest != config.digest():
+        raise WireError("the request is for another run config; expected the one this site was given.")
+    if request.base_fingerprint != model.base.fingerprint:
+        raise WireError("the request is for another base model; expected the one this site holds.")
+    if request.round > config.federation.rounds:
+        raise WireError(f"round {request.round} is beyond the run; expected at most {config.federation.rounds}.")
+    start = _start(model, config.seed)
+    names = trained_names(config, start)
+    manifest = manifest_of({name: start[name] for name in names})
+    received = decode(payload, manifest, config.communication.codec)
+    mechanism = plan_mechanism(config, len(site.rows))
+    model.load({name: value for name, value in start.items() if name not in names})
+    result = train_locally(model, site, config, received, request.round, mechanism)
+    reply = TrainReply(
+        site=site.name,
+        round=request.round,
+        nonce=request.nonce,
+        base_fingerprint=model.base.fingerprint,
+        steps=result.steps,
+        seconds_training=result.seconds,
+        train_loss=result.train_loss,
+        mechanism=_report(mechanism),
+    )
+    return reply, encode(result.update, config.communication.codec)
+
+
+@lru_cache(maxsize=2)
+def _start(model: AdaptedModel, seed: int) -> Tensors:
+    return initial_adapter(model, seed)
+
+
+def _report(mechanism: Mechanism | None) -> MechanismReport | None:
+    if mechanism is None:
+        return None
+    return MechanismReport(
+        noise_multiplier=mechanism.noise_multiplier,
+        sample_rate=mechanism.sample_rate,
+        steps=mechanism.steps_per_round,
+    )

@@ -1,0 +1,111 @@
+"""The DP-SGD step: per-example gradients, clipped, summed, noised, divided by the expected batch size.
+
+Opacus computes per-example gradients in hooks on the trainable layers and does clipping, noise and scaling in its
+optimizer. One logical Poisson batch is computed in micro-batches, whose clipped gradients add up exactly; then one step
+with an empty micro-batch adds the noise. So a batch without records takes the same path: noise alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+
+import torch
+from opacus.grad_sample import GradSampleHooks
+from opacus.optimizers import DPOptimizer
+from torch import Tensor, nn
+
+from common.errors import PrivacyError
+from common.privacy.planning import Mechanism
+
+
+class DpStep:
+    """Accumulates clipped per-example gradients and applies noisy steps (Abadi et al. 1607.00133, algorithm 1).
+
+    A context manager: the hooks are on the model between enter and exit, and nowhere else.
+
+    Args:
+        module: the model; exactly ``parameters`` take gradients.
+        parameters: the trained parameters by name.
+        optimizer: the optimizer that gets the noisy gradient.
+        mechanism: clip norm, noise multiplier, expected batch size.
+        noise: generator of the noise.
+        batch_first: whether activations are [B, ...].
+
+    Raises:
+        PrivacyError: for layers whose per-example gradients Opacus cannot compute.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        mechanism: Mechanism,
+        noise: torch.Generator,
+        batch_first: bool,
+    ) -> None:
+        if not batch_first:
+            raise PrivacyError(
+                "this model family computes with time before batch, where per-example gradients of its layers "
+                "would be wrong; expected another base model, or privacy.unit 'none'."
+            )
+        device = next(iter(parameters.values())).device
+        if noise.device != device:
+            seed = int(torch.randint(2**62, (1,), generator=noise).item())
+            noise = torch.Generator(device).manual_seed(seed)
+        self._module = module
+        self._parameters = dict(parameters)
+        self._hooks: GradSampleHooks | None = None
+        self._optimizer = DPOptimizer(
+            optimizer,
+            noise_multiplier=mechanism.noise_multiplier,
+            max_grad_norm=mechanism.clip_norm,
+            expected_batch_size=mechanism.expected_batch_size,
+            loss_reduction="mean",
+            generator=noise,
+        )
+
+    def __enter__(self) -> DpStep:
+        try:
+            self._hooks = GradSampleHooks(self._module, batch_first=True, loss_reduction="sum")
+        except NotImplementedError as error:
+            raise PrivacyError(
+                f"per-example gradients cannot be computed ({str(error)[:120]}); expected trainable linear layers."
+            ) from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._hooks is not None:
+            self._hooks.cleanup()
+            self._hooks = None
+        for parameter in self._parameters.values():
+            parameter.grad = None
+
+    def micro_batch(self, losses: Tensor, rows: int) -> None:
+        """Add the clipped per-example gradients of ``losses`` [b] to the sum; ``rows`` is not used.
+
+        Raises:
+            PrivacyError: if a trained parameter has no gradient for each of the b examples.
+        """
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        for name, parameter in self._parameters.items():
+            found = getattr(parameter, "grad_sample", None)
+            if not isinstance(found, Tensor) or len(found) != len(losses):
+                raise PrivacyError(
+                    f"no per-example gradient for {name}; expected one for each record. Nothing was released."
+                )
+        self._advance(last=False)
+
+    def apply(self, rows: int) -> None:
+        """Add noise to the sum, divide by the expected batch size and step; also for a batch without records."""
+        for parameter in self._parameters.values():
+            parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))  # type: ignore[attr-defined]
+        self._advance(last=True)
+
+    def _advance(self, *, last: bool) -> None:
+        self._optimizer.signal_skip_step(do_skip=not last)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,175 @@
+"""Local training: a round's steps on one site's rows, with or without differential privacy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from client.dp.sampling import poisson_batches, shuffled_batches
+from client.dp.step import DpStep
+from client.site import Site
+from client.training.optimizers import lr_factor, make_optimizer
+from common.config.run import RunConfig
+from common.data.batches import Collator, micro_batch_size, micro_batches
+from common.models.adapter import AdaptedModel
+from common.privacy.planning import Mechanism, steps_per_round
+from common.randomness import stream_seed, torch_generator
+from common.tasks.catalog import TASKS
+from common.tensors import Tensors, subtract
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What a round of local training gave.
+
+    Attributes:
+        update: local minus received adapter, for the trained names; float32 on the CPU.
+        steps: steps taken.
+        seconds: wall time of the steps.
+        train_loss: mean loss over the rows seen, in nats; private, and None under differential privacy.
+    """
+
+    update: Tensors
+    steps: int
+    seconds: float
+    train_loss: float | None
+
+
+class GradientStep(Protocol):
+    """How the losses of a step's micro-batches become a step of the optimizer."""
+
+    def micro_batch(self, losses: Tensor, rows: int) -> None:
+        """Take the losses [b] of a micro-batch out of a step of ``rows`` rows."""
+
+    def apply(self, rows: int) -> None:
+        """Finish a step of ``rows`` rows."""
+
+
+@dataclass(frozen=True)
+class PlainStep:
+    """The mean gradient over the rows of a step, its norm clipped where the config says so."""
+
+    parameters: list[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    max_grad_norm: float | None
+
+    def micro_batch(self, losses: Tensor, rows: int) -> None:
+        """Add the gradient of the losses' share of the mean."""
+        (losses.sum() / rows).backward()  # type: ignore[no-untyped-call]
+
+    def apply(self, rows: int) -> None:
+        """Step on the accumulated gradient."""
+        if self.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def train_locally(
+    model: AdaptedModel,
+    site: Site,
+    config: RunConfig,
+    received: Mapping[str, Tensor],
+    round_number: int,
+    mechanism: Mechanism | None,
+) -> LocalResult:
+    """Train from ``received`` on the site's rows and return the update.
+
+    Without DP the result is a function of (config, received, round, site) alone. With DP its noise and sampling come
+    from the site's own randomness.
+
+    Args:
+        model: the resident model; left with the trained values.
+        site: rows and randomness.
+        config: the run config.
+        received: the adapter's travelling tensors by name; exactly these are trained.
+        round_number: from 1.
+        mechanism: the planned mechanism, None without DP.
+    """
+    model.load(received)
+    parameters = model.train_only(frozenset(received))
+    optimizer = make_optimizer(config.training, parameters.values())
+    steps = _steps(site, config, mechanism)
+    started = time.perf_counter()
+    loss_sum, rows_seen = 0.0, 0
+    with (
+        _seeded(model.device, stream_seed(config.seed, "dropout", round_number, site.name)),
+        _gradient_step(model, parameters, optimizer, site, config, round_number, mechanism) as step,
+    ):
+        model.module.train()
+        for done, batch in enumerate(_batches(site, config, round_number, steps, mechanism)):
+            progress = (round_number - 1 + done / steps) / config.federation.rounds
+            for group in optimizer.param_groups:
+                group["lr"] = config.training.lr * lr_factor(config.training, progress)
+            loss_sum += _run_batch(model, site, config, batch, step)
+            rows_seen += len(batch)
+    trained = {name: parameter.detach().cpu().clone() for name, parameter in parameters.items()}
+    mean = None if mechanism is not None else loss_sum / max(1, rows_seen)
+    return LocalResult(subtract(trained, received), steps, time.perf_counter() - started, mean)
+
+
+def _steps(site: Site, config: RunConfig, mechanism: Mechanism | None) -> int:
+    if mechanism is not None:
+        return mechanism.steps_per_round
+    batch_size = config.training.batch_size
+    if (config.training.local_epochs or 1.0) == 1.0:
+        return steps_per_round(config, -(-len(site.rows) // batch_size))
+    return steps_per_round(config, len(site.rows) / batch_size)
+
+
+def _batches(
+    site: Site, config: RunConfig, round_number: int, steps: int, mechanism: Mechanism | None
+) -> Iterator[list[int]]:
+    if mechanism is not None:
+        generator = site.randomness.generator("sampling", round_number)
+        return poisson_batches(len(site.rows), mechanism.sample_rate, steps, generator)
+    order = torch_generator(config.seed, "order", round_number, site.name)
+    return shuffled_batches(len(site.rows), config.training.batch_size, steps, order)
+
+
+def _gradient_step(
+    model: AdaptedModel,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    site: Site,
+    config: RunConfig,
+    round_number: int,
+    mechanism: Mechanism | None,
+) -> AbstractContextManager[GradientStep]:
+    if mechanism is None:
+        return nullcontext(PlainStep(list(parameters.values()), optimizer, config.training.max_grad_norm))
+    noise = site.randomness.generator("noise", round_number)
+    family = model.base.family
+    return DpStep(model.module, parameters, optimizer, mechanism, noise, family.batch_first)
+
+
+def _run_batch(
+    model: AdaptedModel, site: Site, config: RunConfig, batch: list[int], step: GradientStep
+) -> float:
+    """Compute one step in micro-batches and return the summed loss of its rows."""
+    task = TASKS[config.data.task]
+    collate = Collator(model.base.tokenizer.pad_token_id, model.base.family.padding_side)
+    size = micro_batch_size(config.training.micro_batch_size, model.device)
+    total = 0.0
+    for indices in micro_batches(site.lengths, batch, size):
+        rows = collate([site.rows[index] for index in indices]).to(model.device)
+        losses = task.loss_per_sequence(model.logits(rows.input_ids, rows.attention_mask), rows)
+        step.micro_batch(losses, len(batch))
+        total += float(losses.detach().sum())
+    step.apply(len(batch))
+    return total
+
+
+@contextmanager
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed torch's global generators (dropout in the adapter draws from them) and restore them afterwards."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed & (2**63 - 1))
+        yield

@@ -1,0 +1,94 @@
+"""Evaluating an adapter on test rows, in all and by site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from common.config.run import RunConfig
+from common.data.batches import Collator, TokenRow, micro_batches
+from common.data.examples import Example
+from common.models.adapter import AdaptedModel
+from common.tasks.catalog import TASKS
+from common.tasks.task import Metrics
+
+TOKENS_PER_BATCH = {"cpu": 2048}
+"""Padded tokens computed at once; other devices take 16,384."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of one adapter.
+
+    Attributes:
+        overall: over all rows.
+        by_site: over the rows of each site.
+        worst_site: the site with the worst headline metric, None where there are no sites.
+    """
+
+    overall: Metrics
+    by_site: dict[str, Metrics] = field(default_factory=dict)
+    worst_site: str | None = None
+
+    def as_dict(self) -> dict[str, object]:
+        """Return it as plain values for JSON."""
+        return {"overall": self.overall, "by_site": self.by_site, "worst_site": self.worst_site}
+
+
+class Evaluator:
+    """Evaluates adapters on a fixed test part, tokenised once.
+
+    Args:
+        model: the resident model; its adapter values are overwritten by :meth:`__call__`.
+        config: the run config.
+        test: test rows of each site.
+    """
+
+    def __init__(
+        self, model: AdaptedModel, config: RunConfig, test: Mapping[str, Sequence[Example]]
+    ) -> None:
+        self._model = model
+        self._task = TASKS[config.data.task]
+        self._sites = tuple(test)
+        tokenizer = model.base.tokenizer
+        self._rows: list[TokenRow] = []
+        self._owner: list[int] = []
+        for index, site in enumerate(self._sites):
+            rows = self._task.tokenise(test[site], tokenizer, config.data)
+            self._rows += rows
+            self._owner += [index] * len(rows)
+        self._collate = Collator(tokenizer.pad_token_id, model.base.family.padding_side)
+
+    def __call__(self, adapter: Mapping[str, Tensor]) -> Evaluation:
+        """Evaluate ``adapter`` (tensors by saved name)."""
+        self._model.load(adapter)
+        sums = self._sums()
+        owner = torch.tensor(self._owner)
+        by_site = {
+            site: self._metrics(sums[owner == index].sum(dim=0))
+            for index, site in enumerate(self._sites)
+        }
+        headline = self._task.headline
+        sign = 1.0 if self._task.higher_is_better else -1.0
+        worst = min(by_site, key=lambda site: sign * by_site[site][headline], default=None)
+        return Evaluation(self._metrics(sums.sum(dim=0)), by_site, worst)
+
+    def _metrics(self, added: Tensor) -> Metrics:
+        return self._task.metrics(dict(zip(self._task.sum_names, added.tolist(), strict=True)))
+
+    def _sums(self) -> Tensor:
+        """Sums of every row, float64 [N, len(sum_names)], in the order of the rows."""
+        lengths = [len(row) for row in self._rows]
+        budget = TOKENS_PER_BATCH.get(self._model.device.type, 16384)
+        size = max(1, budget // max(lengths))
+        table = torch.zeros(len(self._rows), len(self._task.sum_names), dtype=torch.float64)
+        self._model.module.eval()
+        with torch.inference_mode():
+            for indices in micro_batches(lengths, range(len(lengths)), size):
+                batch = self._collate([self._rows[index] for index in indices]).to(self._model.device)
+                logits = self._model.logits(batch.input_ids, batch.attention_mask)
+                table[indices] = self._task.sums(logits, batch).cpu()
+        return table

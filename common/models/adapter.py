@@ -1,0 +1,144 @@
+"""The adapter: LoRA factors and head on a frozen base, as plain tensors under the names PEFT saves them by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import peft
+import torch
+from torch import Tensor, nn
+
+from common.config.adapter import AdapterConfig
+from common.config.data import DataConfig
+from common.errors import ModelError
+from common.models.base import BaseModel
+from common.randomness import torch_generator
+from common.tensors import Tensors
+
+_ADAPTER = "default"
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptedModel:
+    """A base model with one adapter whose values are swapped in and out.
+
+    Attributes:
+        base: the base model; its module is wrapped by PEFT.
+        module: the PEFT model; call it with input_ids [B, T] and attention_mask [B, T].
+        parameters: every adapter parameter by its saved name, sorted; float32.
+        settings: the PEFT config, for the export.
+        device: where it computes.
+    """
+
+    base: BaseModel
+    module: nn.Module
+    parameters: dict[str, nn.Parameter]
+    settings: peft.LoraConfig
+    device: torch.device
+
+    def load(self, adapter: Mapping[str, Tensor]) -> None:
+        """Copy the values of ``adapter`` into the model; names not in it keep their values."""
+        with torch.no_grad():
+            for name, value in adapter.items():
+                self.parameters[name].copy_(value)
+
+    def state(self) -> Tensors:
+        """Return a copy of the adapter on the CPU, float32."""
+        return {name: parameter.detach().cpu().clone() for name, parameter in self.parameters.items()}
+
+    def train_only(self, names: frozenset[str]) -> dict[str, nn.Parameter]:
+        """Let exactly ``names`` take gradients and return them, in order of name."""
+        for name, parameter in self.parameters.items():
+            parameter.requires_grad_(name in names)
+            parameter.grad = None
+        return {name: parameter for name, parameter in self.parameters.items() if name in names}
+
+    def logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Run the model: [B, T] token ids and mask to logits, [B, labels] or [B, T, V], float32."""
+        with self._precision():
+            output = self.module(input_ids=input_ids, attention_mask=attention_mask)
+        logits: Tensor = output.logits
+        return logits.float()
+
+    def _precision(self) -> AbstractContextManager[object]:
+        held = {parameter.dtype for parameter in self.module.parameters()}
+        if torch.bfloat16 in held or torch.float16 in held:
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+
+def adapt(base: BaseModel, adapter: AdapterConfig, data: DataConfig, device: torch.device) -> AdaptedModel:
+    """Put LoRA factors and a trainable head on ``base`` (in place).
+
+    Raises:
+        ModelError: for target modules that the model does not have.
+    """
+    heads = base.family.heads if data.task == "classification" else ()
+    targets = base.family.targets if adapter.target_modules == "auto" else adapter.target_modules
+    settings = peft.LoraConfig(
+        task_type=peft.TaskType.SEQ_CLS if data.task == "classification" else peft.TaskType.CAUSAL_LM,
+        r=adapter.rank if adapter.kind == "lora" else 1,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        modules_to_save=list(heads) or None,
+        fan_in_fan_out=base.module.config.model_type == "gpt2",
+        init_lora_weights=True,
+        base_model_name_or_path=None,
+    )
+    try:
+        module = peft.get_peft_model(base.module, settings, adapter_name=_ADAPTER)
+    except (ValueError, TypeError) as error:
+        first = str(error).splitlines()[0]
+        raise ModelError(
+            f"adapter.target_modules {targets!r} do not fit the model ({first[:120]}); expected names of its "
+            "linear layers. Try 'auto' or 'all-linear'."
+        ) from None
+    module.to(device)
+    parameters = {}
+    for name, parameter in module.named_parameters():
+        if f".{_ADAPTER}." in name:
+            parameter.data = parameter.data.float()
+            saved = name.replace(f".modules_to_save.{_ADAPTER}.", ".").replace(f".{_ADAPTER}.", ".")
+            parameters[saved] = parameter
+    adapted = AdaptedModel(base, module, dict(sorted(parameters.items())), settings, device)
+    adapted.train_only(frozenset(parameters))
+    return adapted
+
+
+def initial_adapter(model: AdaptedModel, seed: int) -> Tensors:
+    """Return the adapter a run starts from, the same in every process for one seed.
+
+    A is uniform as in Kaiming initialisation with a = √5 and B is zero, so that BA = 0 (Hu et al. 2106.09685);
+    a head keeps pretrained values, and a new one is normal with the model's ``initializer_range``, biases zero.
+
+    Returns:
+        Float32 CPU tensors by saved name.
+    """
+    spread = float(getattr(model.base.module.config, "initializer_range", 0.02) or 0.02)
+    untrained = {f"base_model.model.{name}" for name in model.base.untrained}
+    start: Tensors = {}
+    for name, parameter in model.parameters.items():
+        generator = torch_generator(seed, "initial-adapter", name)
+        value = torch.zeros(parameter.shape, dtype=torch.float32)
+        if ".lora_A." in name:
+            bound = 1.0 / math.sqrt(parameter.shape[1])
+            value.uniform_(-bound, bound, generator=generator)
+        elif ".lora_B." not in name:
+            if name not in untrained:
+                value = _pretrained(model, name)
+            elif parameter.dim() > 1:
+                value.normal_(0.0, spread, generator=generator)
+        start[name] = value
+    return start
+
+
+def _pretrained(model: AdaptedModel, name: str) -> Tensor:
+    """The checkpoint's own value of a head parameter, which PEFT keeps beside the trained copy."""
+    inner = name.removeprefix("base_model.model.")
+    stem, _, leaf = inner.rpartition(".")
+    original = model.module.get_parameter(f"base_model.model.{stem}.original_module.{leaf}")
+    return original.detach().float().cpu().clone()

@@ -1,0 +1,59 @@
+"""What differs between model families: where the factors go, what the head is called, how rows are padded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from common.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Family:
+    """Facts about one Hugging Face ``model_type``.
+
+    Attributes:
+        targets: names of the layers that get LoRA factors with ``target_modules: auto``.
+        heads: names of the modules of the classification head; trained whole.
+        padding_side: where short rows are filled. XLNet summarises the last position, so it is filled on the left.
+        batch_first: False where the encoder works on [T, B, d]; per-example gradients of Opacus do not fit then.
+    """
+
+    targets: tuple[str, ...]
+    heads: tuple[str, ...]
+    padding_side: str = "right"
+    batch_first: bool = True
+
+
+_DECODER = Family(targets=("q_proj", "v_proj"), heads=("score",))
+
+FAMILIES: dict[str, Family] = {
+    "bert": Family(targets=("query", "value"), heads=("classifier",)),
+    "roberta": Family(targets=("query", "value"), heads=("classifier",)),
+    "xlm-roberta": Family(targets=("query", "value"), heads=("classifier",)),
+    "distilbert": Family(targets=("q_lin", "v_lin"), heads=("pre_classifier", "classifier")),
+    "xlnet": Family(
+        targets=("ff.layer_1", "ff.layer_2"),
+        heads=("sequence_summary.summary", "logits_proj"),
+        padding_side="left",
+        batch_first=False,
+    ),
+    "gpt2": Family(targets=("c_attn",), heads=("score",)),
+    "llama": _DECODER,
+    "mistral": _DECODER,
+    "qwen2": _DECODER,
+    "qwen3": _DECODER,
+}
+
+
+def family_of(model_type: str) -> Family:
+    """Return the family of a ``model_type``.
+
+    Raises:
+        ModelError: for a family that has not been tested.
+    """
+    if model_type not in FAMILIES:
+        raise ModelError(
+            f"model type {model_type!r} is not supported; expected one of {', '.join(FAMILIES)}. "
+            "Choose another base model."
+        )
+    return FAMILIES[model_type]

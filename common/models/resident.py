@@ -1,0 +1,26 @@
+"""The one base model of a process: loaded once, shared by every virtual site and by evaluation."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from common.config.adapter import AdapterConfig
+from common.config.data import DataConfig
+from common.config.model import ModelConfig
+from common.config.run import RunConfig
+from common.models.adapter import AdaptedModel, adapt
+from common.models.base import choose_device, load_base
+
+
+def resident_model(config: RunConfig, device: str = "auto") -> AdaptedModel:
+    """Return the adapted model of ``config``, loading it if this process has not yet.
+
+    Whoever takes it loads the adapter it wants first: nothing is assumed about the values it was left with.
+    """
+    return _load(config.model, config.adapter, config.data, device)
+
+
+@lru_cache(maxsize=1)
+def _load(model: ModelConfig, adapter: AdapterConfig, data: DataConfig, device: str) -> AdaptedModel:
+    chosen = choose_device(device)
+    return adapt(load_base(model, data, chosen), adapter, data, chosen)

@@ -1,0 +1,81 @@
+"""The folder of a run and the files in it.
+
+::
+
+    config.yaml     the resolved run config
+    metrics.jsonl   one record a line: starts, rounds, evaluations; everything shown to people is drawn from it
+    checkpoint/     the newest complete round, from which --resume goes on
+    adapter/        the trained adapter as a PEFT folder
+    summary.json    the closing figures
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from common.atomic import write_atomic
+from common.errors import RunError
+
+
+class RunFolder:
+    """Paths of a run and its metrics log.
+
+    Args:
+        path: the folder; made if it does not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.summary = path / "summary.json"
+        self.adapter = path / "adapter"
+        self.checkpoint = path / "checkpoint"
+
+    def create(self) -> None:
+        """Make the folder.
+
+        Raises:
+            RunError: if it holds a run already, or cannot be made.
+        """
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise RunError(
+                f"{self.path} exists and is not empty; expected a new folder. "
+                "Choose another --out, or go on with --resume."
+            )
+        try:
+            self.checkpoint.mkdir(parents=True)
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be made ({error.strerror}); expected a writable place.") from None
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append a record to the metrics log, durably."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the records of the metrics log; a last line cut short by a crash is left out."""
+        if not self.metrics.exists():
+            return []
+        records = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break
+        return records
+
+    def rewind(self, last_round: int) -> None:
+        """Drop the records of rounds after ``last_round``: they happened after the checkpoint and will again."""
+        kept = [record for record in self.records() if record.get("round", 0) <= last_round]
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
+        write_atomic(self.metrics, text.encode())
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write ``summary.json``."""
+        write_atomic(self.summary, (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())

@@ -1,0 +1,123 @@
+"""The messages between coordinator and site: a JSON header, checked by a schema, and a payload of packed tensors.
+
+================  =======================  =======================================
+message           coordinator to site      site to coordinator
+================  =======================  =======================================
+query "describe"  :class:`DescribeRequest` :class:`SiteDescription`
+train             :class:`TrainRequest`    :class:`TrainReply`, or :class:`Refusal`
+                  and the adapter          and the update
+================  =======================  =======================================
+
+Headers refuse unknown fields and wrong types. A site's refusal carries a code and a place in the code, never a text:
+texts may quote data.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from common.config.section import Section
+from common.errors import WireError
+
+PROTOCOL = 1
+HEADER = "fedtune.header"
+PAYLOAD = "fedtune.payload"
+MAX_HEADER_BYTES = 65536
+
+Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+SiteName = Annotated[str, Field(min_length=1, max_length=128)]
+
+
+class DescribeRequest(Section):
+    """Asks a site whether it can take part in a run."""
+
+    kind: Literal["describe"] = "describe"
+    protocol: Literal[1] = 1
+    config_digest: Fingerprint
+
+
+class MechanismReport(Section):
+    """What a site does in a round to make its update private."""
+
+    noise_multiplier: Annotated[float, Field(gt=0)]
+    sample_rate: Annotated[float, Field(gt=0, le=1)]
+    steps: Annotated[int, Field(ge=0)]
+
+
+class SiteDescription(Section):
+    """What a site says of itself before the first round. ``num_examples`` is None under differential privacy."""
+
+    kind: Literal["description"] = "description"
+    protocol: Literal[1] = 1
+    site: SiteName
+    base_fingerprint: Fingerprint
+    initial_fingerprint: Fingerprint
+    num_examples: Annotated[int, Field(ge=1, le=10**12)] | None
+    mechanism: MechanismReport | None
+
+
+class TrainRequest(Section):
+    """Asks a site to train from the adapter in the payload."""
+
+    kind: Literal["train"] = "train"
+    protocol: Literal[1] = 1
+    config_digest: Fingerprint
+    round: Annotated[int, Field(ge=1)]
+    nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    base_fingerprint: Fingerprint
+
+
+class TrainReply(Section):
+    """A site's answer to a :class:`TrainRequest`, with the update in the payload.
+
+    ``train_loss`` is None under differential privacy.
+    """
+
+    kind: Literal["update"] = "update"
+    protocol: Literal[1] = 1
+    site: SiteName
+    round: Annotated[int, Field(ge=1)]
+    nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    base_fingerprint: Fingerprint
+    steps: Annotated[int, Field(ge=0)]
+    seconds_training: Annotated[float, Field(ge=0)]
+    train_loss: float | None
+    mechanism: MechanismReport | None
+
+
+class Refusal(Section):
+    """A site's "no": the code of the error and where in fedtune's code it arose."""
+
+    kind: Literal["refusal"] = "refusal"
+    protocol: Literal[1] = 1
+    code: Annotated[str, Field(pattern=r"^[a-z_]{1,32}$")]
+    place: Annotated[str, Field(pattern=r"^[A-Za-z0-9_./:-]{0,96}$")]
+
+
+Header = TypeVar("Header", bound=Section)
+
+
+def header_bytes(header: Section) -> bytes:
+    """Return the header as it travels."""
+    return header.model_dump_json().encode()
+
+
+def parse_header(data: bytes, kind: type[Header]) -> Header | Refusal:
+    """Check a header that came from another process.
+
+    Returns:
+        A header of ``kind``, or a :class:`Refusal`.
+
+    Raises:
+        WireError: for anything else.
+    """
+    if len(data) > MAX_HEADER_BYTES:
+        raise WireError(f"header has {len(data)} bytes; expected at most {MAX_HEADER_BYTES}.")
+    adapter: TypeAdapter[Header | Refusal] = TypeAdapter(kind | Refusal)
+    try:
+        return adapter.validate_json(data)
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors(include_url=False, include_input=False)[0]["loc"])
+        raise WireError(f"header is no valid {kind.__name__} ({where[:60]}); expected protocol {PROTOCOL}.") from None

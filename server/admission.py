@@ -1,0 +1,56 @@
+"""Admission: what is checked before an update may touch the average."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from common.codecs.codec import decode
+from common.errors import AdmissionError, WireError
+from common.tensors import Manifest, Tensors, is_finite
+from common.wire import Refusal, TrainReply, TrainRequest, parse_header
+from server.cohort import Member
+
+
+@dataclass(frozen=True)
+class Admission:
+    """The checks of a run.
+
+    Attributes:
+        manifest: the shape of every tensor of an update, by name.
+        codec: how updates are packed.
+    """
+
+    manifest: Manifest
+    codec: str
+
+    def admit(
+        self, header: bytes, payload: bytes, request: TrainRequest, member: Member
+    ) -> tuple[TrainReply, Tensors]:
+        """Return the reply and its update if everything about it is as it must be.
+
+        Raises:
+            AdmissionError: with a reason: refused, header, site, round, nonce, base, mechanism, loss, or, for the
+                payload, oversized, malformed, codec, keys, shape, dtype, non_finite.
+        """
+        try:
+            reply = parse_header(header, TrainReply)
+        except WireError as error:
+            raise AdmissionError("header", str(error)) from None
+        if isinstance(reply, Refusal):
+            raise AdmissionError("refused", f"the site refused with {reply.code!r} at {reply.place or 'unknown'}")
+        _expect("site", reply.site, member.name)
+        _expect("round", reply.round, request.round)
+        _expect("nonce", reply.nonce, request.nonce)
+        _expect("base", reply.base_fingerprint, request.base_fingerprint)
+        _expect("mechanism", reply.mechanism, member.description.mechanism)
+        if reply.mechanism is not None and reply.train_loss is not None:
+            raise AdmissionError("loss", "a loss was sent under differential privacy; expected none")
+        update = decode(payload, self.manifest, self.codec, AdmissionError)
+        if not is_finite(update):
+            raise AdmissionError("non_finite", "the update holds NaN or infinity; expected finite numbers")
+        return reply, update
+
+
+def _expect(reason: str, got: object, wanted: object) -> None:
+    if got != wanted:
+        raise AdmissionError(reason, f"the reply is for another {reason}; expected the one of the request")

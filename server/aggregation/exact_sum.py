@@ -1,0 +1,63 @@
+"""A weighted sum whose bits do not depend on the order of its terms.
+
+Floating-point addition is not associative, so a streamed average would depend on which site answers first. Terms are
+rounded once to a fixed-point grid of 2⁻³⁶ and added as 64-bit integers, which is exact: any order, any grouping, the same
+bits, with one accumulator however many sites there are. The grid is a hundred times finer than float32 at 1e-2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common.errors import AdmissionError
+from common.tensors import Tensors
+
+FRACTION_BITS = 36
+_SCALE = 2.0**FRACTION_BITS
+_LARGEST_TERM = 2.0**20
+"""Largest |weight x value| of a term; 2^7 of them fit the accumulator at their largest, and it is checked."""
+
+
+@dataclass
+class ExactSum:
+    """Σ w_k u_k by name, as int64 multiples of 2⁻³⁶, and Σ w_k.
+
+    Attributes:
+        totals: int64 tensors by name.
+        weight: sum of the weights.
+        count: number of terms.
+    """
+
+    totals: dict[str, Tensor]
+    weight: float = 0.0
+    count: int = 0
+
+    @classmethod
+    def zero(cls, like: Tensors) -> ExactSum:
+        """Return an empty sum for tensors shaped as ``like``."""
+        return cls({name: torch.zeros(value.shape, dtype=torch.int64) for name, value in like.items()})
+
+    def add(self, update: Tensors, weight: float) -> None:
+        """Add ``weight * update``.
+
+        Raises:
+            AdmissionError: reason "range", before anything is added, if a term or the sum would not fit.
+        """
+        terms = {name: value.double() * weight for name, value in update.items()}
+        for name, term in terms.items():
+            largest = float(term.abs().max()) if term.numel() else 0.0
+            standing = float(self.totals[name].abs().max()) if term.numel() else 0.0
+            if largest > _LARGEST_TERM or largest * _SCALE + standing > 2.0**62:
+                raise AdmissionError("range", f"{name} holds values too large to add; expected below 1e6")
+        for name, term in terms.items():
+            self.totals[name] += torch.round(term * _SCALE).to(torch.int64)
+        self.weight += weight
+        self.count += 1
+
+    def mean(self) -> Tensors:
+        """Return Σ w_k u_k / Σ w_k as float32 tensors."""
+        divisor = _SCALE * self.weight
+        return {name: (total.double() / divisor).float() for name, total in self.totals.items()}

@@ -1,0 +1,81 @@
+"""Which sites take part: those that described themselves, and the sample of a round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from common.config.run import RunConfig
+from common.errors import RunError
+from common.randomness import numpy_generator
+from common.wire import SiteDescription
+
+
+@dataclass(frozen=True)
+class Member:
+    """A site of the federation as the coordinator knows it.
+
+    Attributes:
+        node_id: Flower's id of its node.
+        description: what the site said of itself; its declared number of rows is the only weight it can have.
+    """
+
+    node_id: int
+    description: SiteDescription
+
+    @property
+    def name(self) -> str:
+        """The site's name."""
+        return self.description.site
+
+    def weight(self, config: RunConfig) -> float:
+        """Return the site's weight in the average, not normalised."""
+        if config.aggregation.weights == "uniform":
+            return 1.0
+        return float(self.description.num_examples or 0)
+
+
+def admit_members(
+    descriptions: Mapping[int, SiteDescription], config: RunConfig, base: str, initial: str
+) -> dict[str, Member]:
+    """Check descriptions and return the members by site name, sorted.
+
+    Args:
+        descriptions: by node id.
+        config: the run config.
+        base: fingerprint of the coordinator's base model.
+        initial: fingerprint of the initial adapter.
+
+    Raises:
+        RunError: for another base model, another initial adapter, two sites of one name, a missing declaration.
+    """
+    members: dict[str, Member] = {}
+    for node_id, description in descriptions.items():
+        site = description.site
+        if site in members:
+            raise RunError(f"two nodes call themselves {site!r}; expected one. Rename or stop one of them.")
+        if description.base_fingerprint != base:
+            raise RunError(
+                f"site {site!r} has base model {description.base_fingerprint[:12]}; expected {base[:12]}. "
+                "Install the same weights there."
+            )
+        if description.initial_fingerprint != initial:
+            raise RunError(
+                f"site {site!r} derives another initial adapter from the seed; expected the same. "
+                "Install the same versions of torch and fedtune there."
+            )
+        if (description.mechanism is None) != (config.privacy.unit == "none"):
+            raise RunError(f"site {site!r} plans another privacy unit than {config.privacy.unit!r}.")
+        if config.aggregation.weights == "examples" and description.num_examples is None:
+            raise RunError(f"site {site!r} declares no number of rows; expected one for weights 'examples'.")
+        members[site] = Member(node_id, description)
+    return dict(sorted(members.items()))
+
+
+def sample_cohort(names: Sequence[str], config: RunConfig, round_number: int) -> list[str]:
+    """Return the sites of a round, sorted: all, or ``federation.sites_per_round`` drawn by seed and round."""
+    wanted = config.federation.sites_per_round
+    if wanted is None or wanted >= len(names):
+        return sorted(names)
+    draw = numpy_generator(config.seed, "cohort", round_number)
+    return sorted(draw.choice(sorted(names), size=wanted, replace=False).tolist())

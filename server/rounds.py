@@ -1,0 +1,157 @@
+"""One round: requests to its cohort, replies taken as they come, and the next adapter."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from common.codecs.codec import encode
+from common.config.run import RunConfig
+from common.errors import AdmissionError, RunError
+from common.tensors import Tensors, l2_norm
+from common.wire import TrainRequest, header_bytes
+from server.admission import Admission
+from server.aggregation.catalog import AGGREGATORS
+from server.cohort import Member
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one site in one round.
+
+    Attributes:
+        status: "admitted", "rejected", "failed" (the node or Flower reported an error) or "late".
+        reason: why it was not admitted.
+        bytes_down: bytes of the request, header and payload.
+        bytes_up: bytes of the reply.
+        seconds_training: as the site reports it.
+        steps: local steps.
+        weight: in the average, not normalised.
+        update_norm: L2 norm of the update as it arrived.
+        train_loss: None under differential privacy.
+        mechanism: noise multiplier, sample rate and steps that the site's ledger is charged for having been asked.
+    """
+
+    status: str
+    reason: str | None = None
+    bytes_down: int = 0
+    bytes_up: int = 0
+    seconds_training: float = 0.0
+    steps: int = 0
+    weight: float = 0.0
+    update_norm: float | None = None
+    train_loss: float | None = None
+    mechanism: dict[str, float] | None = None
+
+
+class Round:
+    """Collects one round.
+
+    Args:
+        number: from 1.
+        cohort: members that are asked, by site name.
+        adapter: the travelling tensors that the round starts from.
+        config: the run config.
+        admission: the checks.
+        base: fingerprint of the base model.
+    """
+
+    def __init__(
+        self, number: int, cohort: Mapping[str, Member], adapter: Tensors, config: RunConfig,
+        admission: Admission, base: str,
+    ) -> None:  # fmt: skip
+        self.number = number
+        self.cohort = dict(cohort)
+        self.outcomes: dict[str, Outcome] = {}
+        self._config = config
+        self._adapter = adapter
+        self._admission = admission
+        self._aggregator = AGGREGATORS[config.aggregation.method]
+        self._state = self._aggregator.init(adapter)
+        self._payload = encode(adapter, config.communication.codec)
+        self._requests = {
+            site: TrainRequest(
+                config_digest=config.digest(), round=number, nonce=secrets.token_hex(16), base_fingerprint=base
+            )
+            for site in self.cohort
+        }
+        self._started = time.perf_counter()
+        self._aggregating = 0.0
+
+    def request(self, site: str) -> tuple[bytes, bytes]:
+        """Return header and payload of the request to ``site``."""
+        return header_bytes(self._requests[site]), self._payload
+
+    def take(self, site: str, header: bytes, payload: bytes) -> Outcome:
+        """Admit or reject the reply of ``site`` and, if admitted, add its update. A site counts once."""
+        if site in self.outcomes:
+            return self.outcomes[site]
+        began = time.perf_counter()
+        member = self.cohort[site]
+        up = len(header) + len(payload)
+        try:
+            reply, update = self._admission.admit(header, payload, self._requests[site], member)
+            weight = member.weight(self._config)
+            self._state = self._aggregator.update(self._state, update, weight)
+        except AdmissionError as error:
+            outcome = self._outcome(site, "rejected", reason=str(error), bytes_up=up)
+        else:
+            outcome = self._outcome(
+                site, "admitted", bytes_up=up, seconds_training=reply.seconds_training, steps=reply.steps,
+                weight=weight, update_norm=l2_norm(update), train_loss=reply.train_loss,
+            )  # fmt: skip
+        self._aggregating += time.perf_counter() - began
+        return outcome
+
+    def fail(self, site: str, status: str, reason: str) -> Outcome:
+        """Record that no usable reply of ``site`` will come."""
+        if site in self.outcomes:
+            return self.outcomes[site]
+        return self._outcome(site, status, reason=reason)
+
+    def finish(self) -> Tensors:
+        """Return the next adapter.
+
+        Raises:
+            RunError: with fewer admitted updates than ``federation.min_sites``.
+        """
+        for site in self.cohort.keys() - self.outcomes.keys():
+            self.fail(site, "late", "no reply within federation.round_timeout_s")
+        admitted = [site for site, outcome in self.outcomes.items() if outcome.status == "admitted"]
+        least = self._config.federation.min_sites
+        if len(admitted) < least:
+            lost = {site: o.reason for site, o in sorted(self.outcomes.items()) if o.status != "admitted"}
+            site, reason = next(iter(lost.items()))
+            raise RunError(
+                f"round {self.number} has {len(admitted)} usable updates; expected at least {least} "
+                f"(federation.min_sites). First of {len(lost)} lost: site {site!r}, {reason}."
+            )
+        began = time.perf_counter()
+        adapter = self._aggregator.finish(self._state, self._adapter)
+        self._aggregating += time.perf_counter() - began
+        return adapter
+
+    def record(self) -> dict[str, Any]:
+        """Return the round as plain values for ``metrics.jsonl``."""
+        training = sum(outcome.seconds_training for outcome in self.outcomes.values())
+        return {
+            "kind": "round",
+            "round": self.number,
+            "sites": {site: asdict(self.outcomes[site]) for site in sorted(self.outcomes)},
+            "seconds": {
+                "total": time.perf_counter() - self._started,
+                "training": training,
+                "aggregation": self._aggregating,
+            },
+        }
+
+    def _outcome(self, site: str, status: str, **known: Any) -> Outcome:
+        mechanism = self.cohort[site].description.mechanism
+        down = len(header_bytes(self._requests[site])) + len(self._payload)
+        self.outcomes[site] = Outcome(
+            status=status, bytes_down=down, mechanism=mechanism.model_dump() if mechanism else None, **known
+        )
+        return self.outcomes[site]

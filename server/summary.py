@@ -1,0 +1,88 @@
+"""The closing figures of a run, drawn from its metrics log alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from common.config.run import RunConfig
+from common.errors import RunError
+from common.privacy.accounting import Segment, epsilon_spent
+from common.privacy.claim import privacy_claim
+from common.tasks.catalog import TASKS
+
+Records = list[dict[str, Any]]
+
+
+def epsilon_by_site(rounds: Iterable[dict[str, Any]], config: RunConfig) -> dict[str, float]:
+    """Return ε spent by each site that was asked to train, from the mechanisms in the round records.
+
+    A site is charged for being asked: whether its update arrived does not matter, it may have left the site.
+    """
+    segments: dict[str, list[Segment]] = {}
+    for record in rounds:
+        for site, outcome in record["sites"].items():
+            if outcome["mechanism"] is not None:
+                segments.setdefault(site, []).append(Segment(**outcome["mechanism"]))
+    return {
+        site: epsilon_spent(spent, config.privacy.delta, config.privacy.accountant)
+        for site, spent in sorted(segments.items())
+    }
+
+
+def summarise(records: Records, config: RunConfig) -> dict[str, Any]:
+    """Build ``summary.json``.
+
+    Returns:
+        rounds; metrics_before and metrics_after by split (overall, by_site, worst_site); epsilon and the bytes up and
+        down of each site (bytes as lists, one number a round, None where the site was not asked); seconds by phase;
+        the engine, the privacy claim and the fingerprint of the base model.
+
+    Raises:
+        RunError: for a log without a start.
+    """
+    starts = [record for record in records if record["kind"] == "start"]
+    rounds = [record for record in records if record["kind"] == "round"]
+    evaluations = [record for record in records if record["kind"] == "evaluation"]
+    if not starts:
+        raise RunError("metrics.jsonl has no start record; expected the log of a run.")
+    sites = sorted({site for record in rounds for site in record["sites"]})
+
+    def per_round(key: str) -> dict[str, list[Any]]:
+        return {site: [record["sites"].get(site, {}).get(key) for record in rounds] for site in sites}
+
+    seconds = {
+        "setup": sum(record["seconds"] for record in starts),
+        "rounds": sum(record["seconds"]["total"] for record in rounds),
+        "training": sum(record["seconds"]["training"] for record in rounds),
+        "aggregation": sum(record["seconds"]["aggregation"] for record in rounds),
+        "evaluation": sum(record["seconds"] for record in evaluations),
+    }
+    first, last = starts[0], starts[-1]
+    return {
+        "name": config.name,
+        "rounds": len(rounds),
+        "sites": list(first["sites"]),
+        "headline": TASKS[config.data.task].headline,
+        "metrics_before": _metrics(evaluations, 0),
+        "metrics_after": _metrics(evaluations, len(rounds)),
+        "epsilon": epsilon_by_site(rounds, config),
+        "delta": None if config.privacy.unit == "none" else config.privacy.delta,
+        "privacy_claim": privacy_claim(config, bool(first["repeatable_noise"])),
+        "bytes_up": per_round("bytes_up"),
+        "bytes_down": per_round("bytes_down"),
+        "seconds_total": seconds["setup"] + seconds["rounds"] + seconds["evaluation"],
+        "seconds_training": seconds["training"],
+        "seconds_evaluation": seconds["evaluation"],
+        "seconds": seconds,
+        "engine": last["engine"],
+        "device": last["device"],
+        "starts": len(starts),
+        "base_fingerprint": first["base_fingerprint"],
+        "versions": last["versions"],
+    }
+
+
+def _metrics(evaluations: Records, round_number: int) -> dict[str, Any]:
+    found = [record for record in evaluations if record["round"] == round_number]
+    return {found[-1]["split"]: found[-1]["metrics"]} if found else {}

@@ -1,0 +1,1 @@
+"""Data sets of the simulation harness and the scripts that make them."""
