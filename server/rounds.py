@@ -29,7 +29,7 @@ class Outcome:
         bytes_up: bytes of the reply.
         seconds_training: as the site reports it.
         steps: local steps.
-        weight: in the average, not normalised.
+        weight: in the average, relative to the largest of the cohort.
         update_norm: L2 norm of the update as it arrived.
         train_loss: None under differential privacy.
         mechanism: noise multiplier, sample rate and steps that the site's ledger is charged for having been asked.
@@ -78,6 +78,9 @@ class Round:
             )
             for site in self.cohort
         }
+        declared = {site: member.weight(config) for site, member in self.cohort.items()}
+        largest = max(declared.values())
+        self._weights = {site: weight / largest for site, weight in declared.items()}
         self._started = time.perf_counter()
         self._aggregating = 0.0
 
@@ -90,11 +93,11 @@ class Round:
         if site in self.outcomes:
             return self.outcomes[site]
         began = time.perf_counter()
-        member = self.cohort[site]
-        up = len(header) + len(payload)
+        up, weight = len(header) + len(payload), self._weights[site]
         try:
-            reply, update = self._admission.admit(header, payload, self._requests[site], member)
-            weight = member.weight(self._config)
+            reply, update = self._admission.admit(
+                header, payload, self._requests[site], self.cohort[site]
+            )
             self._state = self._aggregator.update(self._state, update, weight)
         except AdmissionError as error:
             outcome = self._outcome(site, "rejected", reason=str(error), bytes_up=up)

@@ -18,7 +18,7 @@ from common.tensors import Tensors
 FRACTION_BITS = 36
 _SCALE = 2.0**FRACTION_BITS
 _LARGEST_TERM = 2.0**20
-"""Largest |weight x value| of a term; 2^7 of them fit the accumulator at their largest, and it is checked."""
+"""Largest |weight x value| of a term; weights are at most 1. That the sum fits is checked at every term."""
 
 
 @dataclass

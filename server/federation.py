@@ -1,0 +1,173 @@
+"""A whole run on a Grid: set-up, rounds, evaluation, checkpoints, and the files it leaves."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from flwr.serverapp import Grid
+
+from common.config.load import dump_run_config, load_run_config
+from common.config.run import RunConfig
+from common.data.federated import load_federated_data
+from common.errors import RunError
+from common.evaluation import Evaluator
+from common.methods import trained_names
+from common.models.adapter import AdaptedModel, initial_adapter
+from common.models.export import export_adapter
+from common.models.resident import resident_model
+from common.run_folder import RunFolder
+from common.tensors import Tensors, fingerprint
+from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from server.cohort import Member, admit_members
+from server.events import Observer
+from server.strategy import FederatedTuning
+from server.summary import epsilon_by_site, summarise
+from server.transport import describe_sites, wait_for_nodes
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Run-time settings: they say where and how to compute, and cannot change results.
+
+    Attributes:
+        folder: the run folder.
+        resume: go on from its checkpoint.
+        device: of the coordinator's own model.
+        engine: what carries the messages, for the record.
+        repeatable_noise: whether the sites are virtual and seeded.
+    """
+
+    folder: RunFolder
+    resume: bool = False
+    device: str = "auto"
+    engine: str = "flower"
+    repeatable_noise: bool = False
+
+
+def run_federation(
+    grid: Grid, config: RunConfig, settings: RunSettings, observer: Observer | None = None
+) -> dict[str, Any]:
+    """Run, or resume, a federation and return its summary.
+
+    Raises:
+        FedtuneError: for whatever keeps it from running; what was checkpointed stays.
+    """
+    began = time.perf_counter()
+    watch = Observer() if observer is None else observer
+    folder = settings.folder
+    completed = _open(folder, config, resume=settings.resume)
+    model = resident_model(config, settings.device)
+    start = initial_adapter(model, config.seed)
+    members = admit_members(
+        describe_sites(grid, wait_for_nodes(grid, config), config), config, model.base.fingerprint,
+        fingerprint(start),
+    )  # fmt: skip
+    travelling = {name: start[name] for name in sorted(trained_names(config, start))}
+    adapter = travelling if completed is None else _resumed(completed, travelling, model)
+    keeper = _Keeper(config, settings, model, start, watch)
+    folder.log(_start_record(config, settings, model, members, time.perf_counter() - began))
+    done = 0 if completed is None else completed.round
+    watch.run_started(config, list(members), done)
+    if completed is None:
+        keeper.evaluate(0, adapter)
+        keeper.checkpoint(0, adapter)
+    strategy = FederatedTuning(
+        config=config, members=members, adapter=adapter, base_fingerprint=model.base.fingerprint,
+        observer=watch, completed_rounds=done, round_done=keeper.round_done,
+    )  # fmt: skip
+    strategy.start(grid)
+    export_adapter(model, {**start, **strategy.adapter}, config, folder.adapter)
+    summary = summarise(folder.records(), config)
+    folder.write_summary(summary)
+    return summary
+
+
+def _open(folder: RunFolder, config: RunConfig, *, resume: bool) -> Checkpoint | None:
+    if not resume:
+        folder.create()
+        folder.config.write_text(dump_run_config(config), encoding="utf-8")
+        return None
+    checkpoint = load_checkpoint(folder.checkpoint)
+    if checkpoint.config_digest != config.digest():
+        raise RunError(
+            f"{folder.path} was started with another config ({_differing(folder, config)}); expected the same. "
+            "Resume with the same config, or start afresh with another --out."
+        )
+    folder.rewind(checkpoint.round)
+    return checkpoint
+
+
+def _differing(folder: RunFolder, config: RunConfig) -> str:
+    old, new = load_run_config(folder.config).model_dump(), config.model_dump()
+    keys = [key for key in new if old.get(key) != new[key]]
+    return "differs in " + ", ".join(keys) if keys else "same keys, edited by hand"
+
+
+def _resumed(checkpoint: Checkpoint, travelling: Tensors, model: AdaptedModel) -> Tensors:
+    if checkpoint.base_fingerprint != model.base.fingerprint:
+        raise RunError("the checkpoint belongs to another base model; expected the one it was started with.")
+    if checkpoint.adapter.keys() != travelling.keys():
+        raise RunError("the checkpoint holds other tensors than this config trains; expected the same.")
+    return checkpoint.adapter
+
+
+def _start_record(
+    config: RunConfig, settings: RunSettings, model: AdaptedModel, members: Mapping[str, Member], seconds: float
+) -> dict[str, Any]:
+    packages = ("flwr", "torch", "transformers", "peft", "opacus")
+    return {
+        "kind": "start",
+        "sites": list(members),
+        "seconds": seconds,
+        "engine": settings.engine,
+        "device": str(model.device),
+        "repeatable_noise": settings.repeatable_noise,
+        "config_digest": config.digest(),
+        "base_fingerprint": model.base.fingerprint,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+    }
+
+
+class _Keeper:
+    """What happens after every round: evaluation where due, log, checkpoint."""
+
+    def __init__(
+        self, config: RunConfig, settings: RunSettings, model: AdaptedModel, start: Tensors, watch: Observer
+    ) -> None:
+        self._config, self._folder, self._model = config, settings.folder, model
+        self._start, self._watch = start, watch
+        test = load_federated_data(config.data, config.seed).test if config.evaluation.enabled else {}
+        self._evaluator = Evaluator(model, config, test) if test else None
+
+    def round_done(self, number: int, adapter: Tensors, record: dict[str, Any]) -> None:
+        self._folder.log(record)
+        rounds = [known for known in self._folder.records() if known["kind"] == "round"]
+        spent = epsilon_by_site(rounds, self._config)
+        every, last = self._config.evaluation.every, self._config.federation.rounds
+        if number == last or (every and number % every == 0):
+            self.evaluate(number, adapter)
+        self.checkpoint(number, adapter)
+        self._watch.round_ended(record, max(spent.values(), default=None))
+
+    def evaluate(self, number: int, adapter: Tensors) -> None:
+        if self._evaluator is None:
+            return
+        began = time.perf_counter()
+        metrics = self._evaluator({**self._start, **adapter}).as_dict()
+        record = {
+            "kind": "evaluation", "round": number, "split": "test", "metrics": metrics,
+            "seconds": time.perf_counter() - began,
+        }  # fmt: skip
+        self._folder.log(record)
+        self._watch.evaluated(record)
+
+    def checkpoint(self, number: int, adapter: Tensors) -> None:
+        save_checkpoint(
+            self._folder.checkpoint,
+            Checkpoint(number, adapter, self._config.digest(), self._model.base.fingerprint),
+        )
