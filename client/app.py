@@ -39,15 +39,11 @@ def train(message: Message, context: Context) -> Message:
     return _reply(message, context, _train)
 
 
-def _describe(
-    header: bytes, payload: bytes, site: Site, config: RunConfig, model: AdaptedModel
-) -> tuple[bytes, bytes]:
+def _describe(header: bytes, payload: bytes, site: Site, config: RunConfig, model: AdaptedModel) -> tuple[bytes, bytes]:
     return header_bytes(answer_describe(header, site, config, model)), b""
 
 
-def _train(
-    header: bytes, payload: bytes, site: Site, config: RunConfig, model: AdaptedModel
-) -> tuple[bytes, bytes]:
+def _train(header: bytes, payload: bytes, site: Site, config: RunConfig, model: AdaptedModel) -> tuple[bytes, bytes]:
     reply, update = answer_train(header, payload, site, config, model)
     return header_bytes(reply), update
 

@@ -47,9 +47,7 @@ class Evaluator:
         test: test rows of each site.
     """
 
-    def __init__(
-        self, model: AdaptedModel, config: RunConfig, test: Mapping[str, Sequence[Example]]
-    ) -> None:
+    def __init__(self, model: AdaptedModel, config: RunConfig, test: Mapping[str, Sequence[Example]]) -> None:
         self._model = model
         self._task = TASKS[config.data.task]
         self._sites = tuple(test)
@@ -67,10 +65,7 @@ class Evaluator:
         self._model.load(adapter)
         sums = self._sums()
         owner = torch.tensor(self._owner)
-        by_site = {
-            site: self._metrics(sums[owner == index].sum(dim=0))
-            for index, site in enumerate(self._sites)
-        }
+        by_site = {site: self._metrics(sums[owner == index].sum(dim=0)) for index, site in enumerate(self._sites)}
         headline = self._task.headline
         sign = 1.0 if self._task.higher_is_better else -1.0
         worst = min(by_site, key=lambda site: sign * by_site[site][headline], default=None)

@@ -21,5 +21,6 @@ def quiet_dependencies() -> None:
     """Turn telemetry, update checks, advice and progress bars of the dependencies off, where not set otherwise."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
     # A hook of a frozen module that sees no gradient: expected with LoRA, where the embeddings do not train.
     warnings.filterwarnings("ignore", message="Full backward hook is firing when gradients are computed")

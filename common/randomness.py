@@ -42,7 +42,9 @@ def numpy_generator(seed: int, purpose: str, *key: str | int) -> np.random.Gener
 class PrivateRandomness(Protocol):
     """Source of the randomness that privacy rests on: one fresh generator per purpose and round."""
 
-    repeatable: bool
+    @property
+    def repeatable(self) -> bool:
+        """Whether the streams follow from a seed."""
 
     def generator(self, purpose: str, round_number: int) -> torch.Generator:
         """Return a CPU generator for one purpose ("noise", "sampling") in one round."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, ValidationError
 
 from common.config.section import Section
 from common.errors import WireError
@@ -115,9 +115,12 @@ def parse_header(data: bytes, kind: type[Header]) -> Header | Refusal:
     """
     if len(data) > MAX_HEADER_BYTES:
         raise WireError(f"header has {len(data)} bytes; expected at most {MAX_HEADER_BYTES}.")
-    adapter: TypeAdapter[Header | Refusal] = TypeAdapter(kind | Refusal)
     try:
-        return adapter.validate_json(data)
+        return Refusal.model_validate_json(data)
+    except ValidationError:
+        pass
+    try:
+        return kind.model_validate_json(data)
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors(include_url=False, include_input=False)[0]["loc"])
         raise WireError(f"header is no valid {kind.__name__} ({where[:60]}); expected protocol {PROTOCOL}.") from None

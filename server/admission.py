@@ -23,9 +23,7 @@ class Admission:
     manifest: Manifest
     codec: str
 
-    def admit(
-        self, header: bytes, payload: bytes, request: TrainRequest, member: Member
-    ) -> tuple[TrainReply, Tensors]:
+    def admit(self, header: bytes, payload: bytes, request: TrainRequest, member: Member) -> tuple[TrainReply, Tensors]:
         """Return the reply and its update if everything about it is as it must be.
 
         Raises:

@@ -69,7 +69,10 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         if state["format"] != FORMAT or hashlib.sha256(content).hexdigest() != state["sha256"]:
             raise RunError(f"checkpoint in {folder} is damaged; expected the digest in state.json. Start afresh.")
         return Checkpoint(
-            int(state["round"]), load(content), str(state["config_digest"]), str(state["base_fingerprint"])
+            int(state["round"]),
+            load(content),
+            str(state["config_digest"]),
+            str(state["base_fingerprint"]),
         )
     except FileNotFoundError:
         raise RunError(f"{folder} has no checkpoint; expected one to resume from. Run without --resume.") from None

@@ -117,7 +117,11 @@ def _resumed(checkpoint: Checkpoint, travelling: Tensors, model: AdaptedModel) -
 
 
 def _start_record(
-    config: RunConfig, settings: RunSettings, model: AdaptedModel, members: Mapping[str, Member], seconds: float
+    config: RunConfig,
+    settings: RunSettings,
+    model: AdaptedModel,
+    members: Mapping[str, Member],
+    seconds: float,
 ) -> dict[str, Any]:
     packages = ("flwr", "torch", "transformers", "peft", "opacus")
     return {
@@ -129,7 +133,10 @@ def _start_record(
         "repeatable_noise": settings.repeatable_noise,
         "config_digest": config.digest(),
         "base_fingerprint": model.base.fingerprint,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in packages},
+        },
     }
 
 
@@ -137,7 +144,12 @@ class _Keeper:
     """What happens after every round: evaluation where due, log, checkpoint."""
 
     def __init__(
-        self, config: RunConfig, settings: RunSettings, model: AdaptedModel, start: Tensors, watch: Observer
+        self,
+        config: RunConfig,
+        settings: RunSettings,
+        model: AdaptedModel,
+        start: Tensors,
+        watch: Observer,
     ) -> None:
         self._config, self._folder, self._model = config, settings.folder, model
         self._start, self._watch = start, watch

@@ -74,7 +74,10 @@ class Round:
         self._payload = encode(adapter, config.communication.codec)
         self._requests = {
             site: TrainRequest(
-                config_digest=config.digest(), round=number, nonce=secrets.token_hex(16), base_fingerprint=base
+                config_digest=config.digest(),
+                round=number,
+                nonce=secrets.token_hex(16),
+                base_fingerprint=base,
             )
             for site in self.cohort
         }
@@ -95,9 +98,7 @@ class Round:
         began = time.perf_counter()
         up, weight = len(header) + len(payload), self._weights[site]
         try:
-            reply, update = self._admission.admit(
-                header, payload, self._requests[site], self.cohort[site]
-            )
+            reply, update = self._admission.admit(header, payload, self._requests[site], self.cohort[site])
             self._state = self._aggregator.update(self._state, update, weight)
         except AdmissionError as error:
             outcome = self._outcome(site, "rejected", reason=str(error), bytes_up=up)
@@ -155,6 +156,9 @@ class Round:
         mechanism = self.cohort[site].description.mechanism
         down = len(header_bytes(self._requests[site])) + len(self._payload)
         self.outcomes[site] = Outcome(
-            status=status, bytes_down=down, mechanism=mechanism.model_dump() if mechanism else None, **known
+            status=status,
+            bytes_down=down,
+            mechanism=mechanism.model_dump() if mechanism else None,
+            **known,
         )
         return self.outcomes[site]

@@ -145,16 +145,12 @@ class FederatedTuning(Strategy):
     def _requests(self, number: int, grid: Grid) -> dict[str, Message]:
         names = sample_cohort(list(self.members), self.config, number)
         cohort = {name: self.members[name] for name in names}
-        current = Round(
-            number, cohort, self.adapter, self.config, self._admission, self.base_fingerprint
-        )
+        current = Round(number, cohort, self.adapter, self.config, self._admission, self.base_fingerprint)
         self._round = current
         self.observer.round_started(number, names)
         return dict(self._messages(current, cohort, grid))
 
-    def _messages(
-        self, current: Round, cohort: Mapping[str, Member], grid: Grid
-    ) -> Iterator[tuple[str, Message]]:
+    def _messages(self, current: Round, cohort: Mapping[str, Member], grid: Grid) -> Iterator[tuple[str, Message]]:
         for name, member in cohort.items():
             records = to_records(*current.request(name))
             group = str(current.number)

@@ -16,13 +16,11 @@ from common.wire import DescribeRequest, Refusal, SiteDescription, header_bytes,
 POLL_S = 0.2
 
 
-def exchange(
-    grid: Grid, messages: Mapping[str, Message], timeout_s: float
-) -> Iterator[tuple[str, Message]]:
+def exchange(grid: Grid, messages: Mapping[str, Message], timeout_s: float) -> Iterator[tuple[str, Message]]:
     """Send messages and yield (key, reply) as soon as each is there, until all came or ``timeout_s`` passed.
 
-    Flower's own ``send_and_receive`` waits for the last reply and holds them all; this holds one. Replies are matched by
-    the message they answer: an error reply of a lost node names another sender.
+    Flower's own ``send_and_receive`` waits for the last reply and holds them all; this holds one. Replies are matched
+    by the message they answer: an error reply of a lost node names another sender.
     """
     sent = list(grid.push_messages(messages.values()))
     waiting = dict(zip(sent, messages, strict=True))
@@ -64,12 +62,10 @@ def describe_sites(grid: Grid, nodes: Sequence[int], config: RunConfig) -> dict[
     """
     header = header_bytes(DescribeRequest(config_digest=config.digest()))
     messages = {
-        str(node): grid.create_message(to_records(header), MessageType.QUERY, node, "describe")
-        for node in nodes
+        str(node): grid.create_message(to_records(header), MessageType.QUERY, node, "describe") for node in nodes
     }
     described = {
-        int(node): _description(reply)
-        for node, reply in exchange(grid, messages, config.federation.join_timeout_s)
+        int(node): _description(reply) for node, reply in exchange(grid, messages, config.federation.join_timeout_s)
     }
     if len(described) < len(nodes):
         raise RunError(

@@ -29,9 +29,7 @@ class VirtualGrid(Grid):
         device: put into every node's config.
     """
 
-    def __init__(
-        self, client_app: ClientApp, nodes: int, run_config: dict[str, str], device: str = "auto"
-    ) -> None:
+    def __init__(self, client_app: ClientApp, nodes: int, run_config: dict[str, str], device: str = "auto") -> None:
         self._app = client_app
         self._nodes = nodes
         self._run_config = run_config
@@ -84,9 +82,7 @@ class VirtualGrid(Grid):
             self._queue.append(message)
         return []
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterator[Message]:
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Yield the reply to each message, handled when it is asked for."""
         for message_id in self.push_messages(messages):
             yield from self.pull_messages([message_id])

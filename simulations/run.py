@@ -20,7 +20,12 @@ ENGINE = "inprocess"
 
 
 def simulate(
-    config: RunConfig, folder: Path, *, resume: bool = False, device: str = "auto", observer: Observer | None = None
+    config: RunConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    observer: Observer | None = None,
 ) -> dict[str, Any]:
     """Run ``config`` with one virtual node a site and return the summary.
 
@@ -41,9 +46,7 @@ def simulate(
             "expected at most as many."
         )
     grid = VirtualGrid(client.app.app, len(sites), {CONFIG_YAML: dump_run_config(config)}, device)
-    settings = RunSettings(
-        RunFolder(folder), resume=resume, device=device, engine=ENGINE, repeatable_noise=True
-    )
+    settings = RunSettings(RunFolder(folder), resume=resume, device=device, engine=ENGINE, repeatable_noise=True)
     return run_federation(grid, config, settings, observer)
 
 

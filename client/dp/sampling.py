@@ -19,9 +19,7 @@ def poisson_batches(
         yield chosen.nonzero().flatten().tolist()
 
 
-def shuffled_batches(
-    num_examples: int, batch_size: int, steps: int, generator: torch.Generator
-) -> Iterator[list[int]]:
+def shuffled_batches(num_examples: int, batch_size: int, steps: int, generator: torch.Generator) -> Iterator[list[int]]:
     """Yield ``steps`` batches from passes over shuffled records; only without differential privacy."""
     done = 0
     while done < steps:

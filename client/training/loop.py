@@ -149,9 +149,7 @@ def _gradient_step(
     return DpStep(model.module, parameters, optimizer, mechanism, noise, family.batch_first)
 
 
-def _run_batch(
-    model: AdaptedModel, site: Site, config: RunConfig, batch: list[int], step: GradientStep
-) -> float:
+def _run_batch(model: AdaptedModel, site: Site, config: RunConfig, batch: list[int], step: GradientStep) -> float:
     """Compute one step in micro-batches and return the summed loss of its rows."""
     task = TASKS[config.data.task]
     collate = Collator(model.base.tokenizer.pad_token_id, model.base.family.padding_side)

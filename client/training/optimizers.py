@@ -15,9 +15,7 @@ def make_optimizer(training: TrainingConfig, parameters: Iterable[nn.Parameter])
     """Return a fresh optimizer: no state outlives a round, so that nothing untold is carried over."""
     chosen = list(parameters)
     if training.optimizer == "sgd":
-        return torch.optim.SGD(
-            chosen, lr=training.lr, momentum=training.momentum, weight_decay=training.weight_decay
-        )
+        return torch.optim.SGD(chosen, lr=training.lr, momentum=training.momentum, weight_decay=training.weight_decay)
     return torch.optim.AdamW(chosen, lr=training.lr, weight_decay=training.weight_decay)
 
 

@@ -91,7 +91,10 @@ def decode(payload: bytes, manifest: Manifest, codec: str, refuse: Refuse = _mal
     except (SafetensorError, ValueError, RuntimeError, KeyError):
         raise refuse("malformed", "is no safetensors file") from None
     if tensors.keys() != manifest.keys():
-        extra, missing = sorted(tensors.keys() - manifest.keys()), sorted(manifest.keys() - tensors.keys())
+        extra, missing = (
+            sorted(tensors.keys() - manifest.keys()),
+            sorted(manifest.keys() - tensors.keys()),
+        )
         raise refuse("keys", f"has {len(extra)} unknown tensors and lacks {len(missing)}")
     for name, shape in manifest.items():
         if tuple(tensors[name].shape) != shape:

@@ -20,7 +20,7 @@ class AdapterConfig(Section):
     """The product BA is scaled by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the input of A. Dropout inside the frozen base is always off."""
-    target_modules: (
-        Literal["auto", "all-linear"] | Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
-    ) = "auto"
+    target_modules: Literal["auto", "all-linear"] | Annotated[tuple[str, ...], Field(min_length=1, strict=False)] = (
+        "auto"
+    )
     """Names of the layers that get factors; auto is query and value (or the family's like)."""

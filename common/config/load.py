@@ -46,9 +46,7 @@ def load_run_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     return parse_run_config(text, str(path), path.parent, overrides)
 
 
-def parse_run_config(
-    text: str, name: str, base: Path | None, overrides: Iterable[str] = ()
-) -> RunConfig:
+def parse_run_config(text: str, name: str, base: Path | None, overrides: Iterable[str] = ()) -> RunConfig:
     """Read a run config from YAML text; see :func:`load_run_config`.
 
     Args:
@@ -71,7 +69,10 @@ def parse_run_config(
 def dump_run_config(config: RunConfig) -> str:
     """Return the resolved config as YAML that :func:`load_run_config` reads back to the same config."""
     return yaml.safe_dump(
-        config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, default_flow_style=False
+        config.model_dump(mode="json"),
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=False,
     )
 
 
@@ -130,12 +131,10 @@ def _walked(location: tuple[str | int, ...], values: Any) -> list[str | int]:
     """The leading parts of ``location`` that are keys of the document (pydantic adds names of union members)."""
     walked: list[str | int] = []
     for part in location:
-        if isinstance(values, dict) and part in values:
-            values = values[part]
-        elif isinstance(values, list) and isinstance(part, int) and part < len(values):
-            values = values[part]
-        else:
+        inside: Any = values if isinstance(values, dict) else dict(enumerate(values if isinstance(values, list) else ()))
+        if part not in inside:
             continue
+        values = inside[part]
         walked.append(part)
     return walked
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -75,7 +75,7 @@ def _build(loader: _Loader, node: yaml.Node, path: Path, document: Document) -> 
             items.append(_build(loader, item, (*path, index), document))
         return items
     try:
-        return _scalar(loader, node)
+        return _scalar(loader, cast(yaml.ScalarNode, node))
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{name} line {line}: value cannot be read as YAML; expected a plain value.") from error
 

@@ -47,9 +47,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on ``device``."""
-        return Batch(
-            self.input_ids.to(device), self.attention_mask.to(device), self.targets.to(device)
-        )
+        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.targets.to(device))
 
 
 @dataclass(frozen=True)
@@ -76,9 +74,7 @@ class Collator:
         )
 
     def _pad(self, tensors: list[Tensor], value: int) -> Tensor:
-        return pad_sequence(
-            tensors, batch_first=True, padding_value=value, padding_side=self.padding_side
-        )
+        return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=self.padding_side)
 
 
 def micro_batches(lengths: Sequence[int], rows: Sequence[int], size: int) -> list[list[int]]:

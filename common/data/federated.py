@@ -53,9 +53,7 @@ def load_federated_data(data: DataConfig, seed: int) -> FederatedData:
     elif data.test_fraction > 0:
         train, test = _hold_out(train, data.test_fraction, seed)
     if data.max_rows_per_site is not None:
-        train = {
-            site: _choose(rows, data.max_rows_per_site, seed, "train", site) for site, rows in train.items()
-        }
+        train = {site: _choose(rows, data.max_rows_per_site, seed, "train", site) for site, rows in train.items()}
     if data.max_test_rows is not None:
         test = _cap_test(test, data.max_test_rows, seed)
     seen = {example.content for rows in train.values() for example in rows}

@@ -52,7 +52,9 @@ def partition_dirichlet(labels: Sites, config: PartitionConfig, seed: int, part:
 def _from_shares(labels: Sites, shares: NDArray[np.float64], seed: int, part: str) -> Sites:
     assigned = np.zeros(len(labels), dtype=np.int64)
     rows, site = _by_share(
-        np.arange(len(labels), dtype=np.int64), shares, numpy_generator(seed, "partition-order", part)
+        np.arange(len(labels), dtype=np.int64),
+        shares,
+        numpy_generator(seed, "partition-order", part),
     )
     assigned[rows] = site
     return assigned

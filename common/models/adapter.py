@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import peft
 import torch
@@ -36,7 +37,7 @@ class AdaptedModel:
     base: BaseModel
     module: nn.Module
     parameters: dict[str, nn.Parameter]
-    settings: peft.LoraConfig
+    settings: Any
     device: torch.device
 
     def load(self, adapter: Mapping[str, Tensor]) -> None:
@@ -76,16 +77,18 @@ def adapt(base: BaseModel, adapter: AdapterConfig, data: DataConfig, device: tor
     Raises:
         ModelError: for target modules that the model does not have.
     """
+    model_config: Any = base.module.config
     heads = base.family.heads if data.task == "classification" else ()
     targets = base.family.targets if adapter.target_modules == "auto" else adapter.target_modules
-    settings = peft.LoraConfig(
+    make: Any = peft.LoraConfig
+    settings = make(
         task_type=peft.TaskType.SEQ_CLS if data.task == "classification" else peft.TaskType.CAUSAL_LM,
         r=adapter.rank if adapter.kind == "lora" else 1,
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         modules_to_save=list(heads) or None,
-        fan_in_fan_out=base.module.config.model_type == "gpt2",
+        fan_in_fan_out=model_config.model_type == "gpt2",
         init_lora_weights=True,
         base_model_name_or_path=None,
     )

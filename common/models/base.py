@@ -48,10 +48,7 @@ def model_folder(config: ModelConfig) -> Path:
     Raises:
         ModelError: a folder that is missing or lacks config or safetensors weights.
     """
-    if is_hub(config.source):
-        folder = _snapshot(config)
-    else:
-        folder = local_path(config.source, "model.source")
+    folder = _snapshot(config) if is_hub(config.source) else local_path(config.source, "model.source")
     if not folder.is_dir():
         what = "is a file" if folder.is_file() else "does not exist"
         raise ModelError(f"model.source: {folder} {what}; expected a folder with a base model. Check the path.")
@@ -111,8 +108,9 @@ def load_base(config: ModelConfig, data: DataConfig, device: torch.device) -> Ba
         ModelError: no safetensors weights, an unknown family, weights that do not fit the architecture.
     """
     folder = model_folder(config)
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
+    hf_logging: Any = transformers.utils.logging
+    hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity_error()
     settings = _model_settings(folder, data)
     family = family_of(settings.model_type)
     tokenizer = _load_tokenizer(folder)
@@ -123,7 +121,7 @@ def load_base(config: ModelConfig, data: DataConfig, device: torch.device) -> Ba
     }  # fmt: skip
     if config.quantization == "4bit":
         arguments |= _four_bit(device)
-    auto = (
+    auto: Any = (
         transformers.AutoModelForSequenceClassification
         if data.task == "classification"
         else transformers.AutoModelForCausalLM
@@ -151,12 +149,17 @@ def _snapshot(config: ModelConfig) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
+    patterns = [
+        "*.safetensors",
+        "*.safetensors.index.json",
+        "*.json",
+        "*.txt",
+        "*.model",
+        "*.jinja",
+    ]
     try:
         return Path(
-            huggingface_hub.snapshot_download(
-                hub_id(config.source), revision=config.revision, allow_patterns=patterns
-            )
+            huggingface_hub.snapshot_download(hub_id(config.source), revision=config.revision, allow_patterns=patterns)
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise ModelError(
@@ -169,9 +172,7 @@ def _model_settings(folder: Path, data: DataConfig) -> Any:
     try:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         family_of(str(raw.get("model_type")))
-        settings = transformers.AutoConfig.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
+        settings = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"model.source: {folder / 'config.json'} is broken; expected a model config.") from error
     for name, value in settings.to_dict().items():
@@ -189,9 +190,7 @@ def _model_settings(folder: Path, data: DataConfig) -> Any:
 
 def _load_tokenizer(folder: Path) -> Any:
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"model.source: {folder} has no usable tokenizer; expected tokenizer.json.") from error
     if not tokenizer.is_fast:
@@ -216,17 +215,14 @@ def _four_bit(device: torch.device) -> dict[str, Any]:
             "model.quantization '4bit' needs the package 'bitsandbytes'; expected it installed. "
             "Run: pip install 'fedtune[quantization]'."
         ) from None
-    quantization = transformers.BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
-    )
+    make: Any = transformers.BitsAndBytesConfig
+    quantization = make(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
     return {"quantization_config": quantization, "device_map": {"": device}}
 
 
 def _refuse_missing(untrained: frozenset[str], family: Family, data: DataConfig, folder: Path) -> None:
     heads = family.heads if data.task == "classification" else ()
-    foreign = sorted(
-        name for name in untrained if not any(f".{head}." in f".{name}" for head in heads)
-    )
+    foreign = sorted(name for name in untrained if not any(f".{head}." in f".{name}" for head in heads))
     if foreign:
         raise ModelError(
             f"model.source: weights in {folder} lack {len(foreign)} tensors ({foreign[0]}, ...); expected all but "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from enum import Enum
@@ -51,7 +50,7 @@ def export_adapter(model: AdaptedModel, adapter: Tensors, config: RunConfig, fol
     write_atomic(building / WEIGHTS, save(weights, metadata={"format": "pt"}))
     write_atomic(building / SETTINGS, _json(settings))
     write_atomic(building / ABOUT, _json(about))
-    os.chmod(building, 0o755)
+    building.chmod(0o755)
     shutil.rmtree(folder, ignore_errors=True)
     building.rename(folder)
     sync_folder(folder.parent)

@@ -59,9 +59,7 @@ def _epsilon(segments: tuple[Segment, ...], delta: float, accountant: str) -> fl
     if not segments:
         return 0.0
     if any(segment.noise_multiplier <= 0 or not 0 < segment.sample_rate <= 1 for segment in segments):
-        raise PrivacyError(
-            "a step without noise or with a sample rate outside (0, 1] has no finite ε; expected both."
-        )
+        raise PrivacyError("a step without noise or with a sample rate outside (0, 1] has no finite ε; expected both.")
     engine = create_accountant(mechanism=accountant)
     engine.history = [(s.noise_multiplier, s.sample_rate, s.steps) for s in segments]
     try:
@@ -78,9 +76,7 @@ def _epsilon(segments: tuple[Segment, ...], delta: float, accountant: str) -> fl
 
 
 @lru_cache(maxsize=1024)
-def calibrate_noise(
-    epsilon: float, delta: float, sample_rate: float, steps: int, accountant: str = "prv"
-) -> float:
+def calibrate_noise(epsilon: float, delta: float, sample_rate: float, steps: int, accountant: str = "prv") -> float:
     """Return the least noise multiplier, within :data:`TOLERANCE`, that spends at most ``epsilon``.
 
     The RDP bound is searched first, because it is cheap; the PRV search then starts from its answer, which is always
@@ -105,9 +101,7 @@ def calibrate_noise(
     return _bisect(*request, accountant, 0.0, enough)
 
 
-def _first_enough(
-    epsilon: float, delta: float, sample_rate: float, steps: int, accountant: str
-) -> float | None:
+def _first_enough(epsilon: float, delta: float, sample_rate: float, steps: int, accountant: str) -> float | None:
     noise = 0.5
     while noise <= _LARGEST_NOISE:
         if _epsilon((Segment(noise, sample_rate, steps),), delta, accountant) <= epsilon:
@@ -117,7 +111,13 @@ def _first_enough(
 
 
 def _bisect(
-    epsilon: float, delta: float, sample_rate: float, steps: int, accountant: str, low: float, high: float
+    epsilon: float,
+    delta: float,
+    sample_rate: float,
+    steps: int,
+    accountant: str,
+    low: float,
+    high: float,
 ) -> float:
     """Narrow [low, high], where ``high`` is enough noise, and return the upper end."""
     tolerance = min(TOLERANCE, 0.01 * epsilon)

@@ -72,7 +72,13 @@ def plan_mechanism(config: RunConfig, num_examples: int) -> Mechanism | None:
         total = steps * config.federation.rounds
         noise = calibrate_noise(target, privacy.delta, rate, total, privacy.accountant)
     return Mechanism(
-        noise, privacy.clip_norm, rate, rate * num_examples, steps, privacy.delta, privacy.accountant
+        noise,
+        privacy.clip_norm,
+        rate,
+        rate * num_examples,
+        steps,
+        privacy.delta,
+        privacy.accountant,
     )
 
 

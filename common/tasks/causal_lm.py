@@ -34,13 +34,9 @@ def tokenise(examples: Sequence[Example], tokenizer: Any, data: DataConfig) -> l
         return []
     rendered = [_render(example, tokenizer, data) for example in examples]
     chat = bool(examples[0].messages)
-    encoded = tokenizer(
-        [text for text, _ in rendered], add_special_tokens=not chat, return_offsets_mapping=True
-    )
+    encoded = tokenizer([text for text, _ in rendered], add_special_tokens=not chat, return_offsets_mapping=True)
     rows = []
-    for ids, offsets, (_, spans) in zip(
-        encoded["input_ids"], encoded["offset_mapping"], rendered, strict=True
-    ):
+    for ids, offsets, (_, spans) in zip(encoded["input_ids"], encoded["offset_mapping"], rendered, strict=True):
         learnt = [any(start < end <= stop for start, stop in spans) and end > begin for begin, end in offsets]
         if not chat and tokenizer.eos_token_id is not None and ids[-1] != tokenizer.eos_token_id:
             ids, learnt = [*ids, tokenizer.eos_token_id], [*learnt, True]
@@ -86,9 +82,7 @@ def _cut(ids: list[int], learnt: list[bool], length: int) -> TokenRow:
 def _token_losses(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """Next-token losses [B, T-1] (0 where not learnt) and which are learnt [B, T-1]."""
     targets = batch.targets[:, 1:]
-    losses = functional.cross_entropy(
-        logits[:, :-1].transpose(1, 2), targets, ignore_index=IGNORED, reduction="none"
-    )
+    losses = functional.cross_entropy(logits[:, :-1].transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
     return losses, targets != IGNORED
 
 

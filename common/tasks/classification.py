@@ -19,9 +19,7 @@ def tokenise(examples: Sequence[Example], tokenizer: Any, data: DataConfig) -> l
     """Tokenise texts with the tokenizer's special tokens, cut to ``data.max_length``."""
     if not examples:
         return []
-    encoded = tokenizer(
-        [example.prompt for example in examples], truncation=True, max_length=data.max_length
-    )
+    encoded = tokenizer([example.prompt for example in examples], truncation=True, max_length=data.max_length)
     return [
         TokenRow(torch.tensor(ids, dtype=torch.int64), torch.tensor(example.label))
         for ids, example in zip(encoded["input_ids"], examples, strict=True)

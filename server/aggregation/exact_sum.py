@@ -1,8 +1,8 @@
 """A weighted sum whose bits do not depend on the order of its terms.
 
 Floating-point addition is not associative, so a streamed average would depend on which site answers first. Terms are
-rounded once to a fixed-point grid of 2⁻³⁶ and added as 64-bit integers, which is exact: any order, any grouping, the same
-bits, with one accumulator however many sites there are. The grid is a hundred times finer than float32 at 1e-2.
+rounded once to a fixed-point grid of 2⁻³⁶ and added as 64-bit integers, which is exact: any order, any grouping, same
+bits, with one accumulator however many sites there are. At 1e-2 the grid is fifty times finer than float32.
 """
 
 from __future__ import annotations

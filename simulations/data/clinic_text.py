@@ -25,7 +25,7 @@ SPANS = {
 TERSE = {
     "please": "pls", "you": "u", "your": "ur", "because": "cos", "appointment": "appt",
     "weeks": "wks", "months": "mths", "about": "abt", "tomorrow": "tmrw", "doctor": "dr",
-    "thanks": "thx", "and": "&", "are": "r", "minutes": "mins", "hours": "hrs", "with": "w",
+    "thanks": "thx", "and": "&", "are": "r", "minutes": "mins", "hours": "hrs", "with": "w/",
     "really": "rly", "something": "smth", "before": "b4", "though": "tho", "without": "w/o",
 }  # fmt: skip
 AMERICAN = {
@@ -44,8 +44,8 @@ AMERICAN = {
 TYPOS = {
     "appointment": "appointement", "because": "becuase", "receive": "recieve", "weird": "wierd",
     "stomach": "stomache", "swollen": "swolen", "really": "realy", "doctor": "docter",
-    "tomorrow": "tommorow", "until": "untill", "since": "sinse", "the": "teh", "breathe": "breath",
-    "definitely": "definately", "medicine": "medecine", "their": "thier", "through": "trough",
+    "tomorrow": "tommorow", "until": "untill", "since": "sinse", "breathe": "breath",
+    "definitely": "definately", "medicine": "medecine", "their": "thier", "through": "thru",
     "with": "wiht", "again": "agian", "tablet": "tablett", "which": "wich", "different": "diffrent",
     "it's": "its", "there's": "theres", "don't": "dont", "can't": "cant", "won't": "wont",
     "I've": "Ive", "I'm": "Im", "insurance": "insurence", "itches": "iches", "believe": "beleive",

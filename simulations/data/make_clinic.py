@@ -107,6 +107,12 @@ def read(name: str) -> Any:
         return yaml.safe_load(stream)
 
 
+def replies_for(entries: list[Any], position: int) -> tuple[str, ...]:
+    """Picks the replies that answer the core at a position; plain strings answer all cores."""
+    fitting = (e if isinstance(e, str) else e["text"] * (position in e["cores"]) for e in entries)
+    return tuple(reply for reply in fitting if reply)
+
+
 def split_cores(rng: random.Random) -> dict[str, list[Core]]:
     """Reads the bank and parts it, before any message is composed, into train and test."""
     parts: dict[str, list[Core]] = {"train": [], "test": []}
@@ -123,9 +129,9 @@ def split_cores(rng: random.Random) -> dict[str, list[Core]]:
                     sex=item.get("sex", ""),
                     own_voice=item.get("voice") == "self",
                     sites=tuple(item.get("sites", ())),
-                    replies=tuple(item["replies"]),
+                    replies=replies_for(item["replies"], position),
                 )
-                for text in item["cores"]
+                for position, text in enumerate(item["cores"], 1)
             ]
             rng.shuffle(cores)
             gives_one = len(cores) > 2 and rng.random() < HELD_OUT_CORES
@@ -179,19 +185,19 @@ def compose(core: Core, site: dict[str, Any], shared: dict[str, Any], rng: rando
         pieces.append(rng.choice(site["greetings"]))
     intro = "intros_relative" if patient.kin else "intros"
     intro = "intros_child" if patient.band == "0-17" else intro
-    names_patient = bool(patient.kin) and not SUBJECT_SLOTS.search(core.text)
-    if not core.own_voice and rng.random() < (0.8 if names_patient else rates["intro"]):
+    nameless = patient.band == "0-17" and not SUBJECT_SLOTS.search(core.text)
+    if not core.own_voice and (nameless or rng.random() < rates["intro"]):
         pieces.append(close(rng.choice(site[intro])))
     pieces.append(close(core.text))
-    shown = patient.known or not patient.kin or not names_patient or len(pieces) > 1
-    if shown and (remark := age_remark(core, patient, rng)):
+    asking = core.text.endswith("?")
+    if group != "records" and (remark := age_remark(core, patient, rng)):
         pieces.append(close(remark))
-    if calm and not core.own_voice and rng.random() < rates["side"]:
+    if calm and not core.own_voice and rng.random() < rates["side"] * (0.5 if asking else 1.0):
         sides = [s for kind in shared[group] if kind != core.label for s in shared[group][kind]]
         used = stems(core.text)
         pieces.append(close(rng.choice([s for s in sides if not stems(s) & used])))
-    if not core.text.endswith("?") and calm and rng.random() < rates["ask"]:
-        pieces.append(close(rng.choice(site["asks"])))
+    if not asking and calm and rng.random() < rates["ask"]:
+        pieces.append(close(rng.choice((shared if group == "records" else site)["asks"])))
     if rng.random() < rates["closer"]:
         pieces.append(rng.choice(site["closers"]))
     text = sentence_case(" ".join(patient.fill(p, rng, site["currency"]) for p in pieces))
@@ -211,19 +217,20 @@ def compose(core: Core, site: dict[str, Any], shared: dict[str, Any], rng: rando
     }
 
 
-def make_reply(
-    core: Core, patient: Patient, site: dict[str, Any], shared: dict[str, Any], rng: random.Random
-) -> str:
+def make_reply(core: Core, patient: Patient, site: dict[str, Any], shared: dict[str, Any], rng: random.Random) -> str:
     """Writes the answer of the clinic's staff, one or two sentences long."""
     american = site["spelling"] == "american"
     time = f"{rng.randint(8, 16)}{':' if american else '.'}{rng.choice(('00', '15', '30', '40'))}"
-    reply = patient.address(rng.choice(core.replies)).replace("<slot>", f"{rng.choice(DAYS)} at {time}")
-    reply = patient.fill(reply, rng, site["currency"])
-    if len(re.findall(r"[.?!](?: |$)", reply)) == 1 and rng.random() < 0.7:
+    if not patient.known and not core.stages:
+        patient.kin = ""  # the text names nobody, so staff answer the writer
+    reply = rng.choice(core.replies).replace("<slot>", f"{rng.choice(DAYS)} at {time}")
+    reply = patient.fill(patient.address(reply), rng, site["currency"])
+    one_sentence = len(re.findall(r"[.?!](?: |$)", reply)) == 1
+    if one_sentence and not GRAVE.search(reply) and rng.random() < 0.7:
         kind = "records" if core.label == "billing-and-records" else "symptoms"
         reply += " " + rng.choice(shared[f"reply_{kind}"])
     if not reply.startswith("Thank") and rng.random() < 0.25:
-        reply = f"{rng.choice(shared['reply_openers'])} {reply[0].lower()}{reply[1:]}"
+        reply = f"{rng.choice(site['hellos'])} {reply[0].lower()}{reply[1:]}"
     return swap(reply, AMERICAN, rng, 1.0) if american else reply
 
 
@@ -307,7 +314,7 @@ def pick(pool: list[Core], uses: Counter[str], length: str, rng: random.Random) 
     """Draws one of the least used cores, of a length that suits the site."""
     sample = rng.sample(pool, min(len(pool), 12))
     sign = {"short": 1, "long": -1}.get(length, 0)
-    return min(sample, key=lambda c: (uses[c.text] + sign * len(c.text.split()) / 12))
+    return min(sample, key=lambda c: uses[c.text] + sign * len(c.text.split()) / 12)
 
 
 def main() -> None:

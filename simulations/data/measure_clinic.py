@@ -28,13 +28,9 @@ def linear_accuracy(train: list[dict[str, str]], test: list[dict[str, str]]) -> 
     """Returns the test accuracy of TF-IDF with logistic regression for each value of C."""
     scores: dict[float, float] = {}
     for penalty in PENALTIES:
-        model = make_pipeline(
-            TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(C=penalty, max_iter=2000)
-        )
+        model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(C=penalty, max_iter=2000))
         model.fit([row["text"] for row in train], [row["label"] for row in train])
-        scores[penalty] = float(
-            model.score([row["text"] for row in test], [row["label"] for row in test])
-        )
+        scores[penalty] = float(model.score([row["text"] for row in test], [row["label"] for row in test]))
     return scores
 
 

@@ -1,0 +1,49 @@
+# Two commands do all the set-up: make simulate, make test. See README.md.
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(shell $(p) -c 'import sys; (3,11) <= sys.version_info < (3,13) and print("$(p)")' 2>/dev/null)))
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+.PHONY: simulate test test-quick check lint format bench clean
+
+simulate: $(VENV)/.quickstart  ## install, then fine-tune across eight virtual hospital sites
+	$(BIN)/fedtune-sim run configs/quickstart.yaml
+
+test: $(VENV)/.dev  ## install, then run every test
+	OMP_NUM_THREADS=1 $(PYTEST) tests
+
+test-quick: $(VENV)/.dev  ## the tests that take seconds
+	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow" tests
+
+check: $(VENV)/.dev lint  ## what CI checks besides the tests
+	$(BIN)/mypy
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev  ## time the harness against a plain loop; prints a table, writes bench.json
+	$(BIN)/python -m simulations.benchmarks
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis bench.json
+
+# torch first: plain pip takes a CPU build where one is to be had, so that no CUDA packages follow.
+$(VENV)/.torch: constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; expected one on PATH. Set PYTHON=/path/to/python3.11."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+	touch $@
+
+$(VENV)/.quickstart: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable '.[quickstart]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable '.[dev]'
+	touch $@ $(VENV)/.quickstart

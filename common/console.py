@@ -1,0 +1,44 @@
+"""How every command ends: one line for what a person got wrong, a traceback only on request."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+
+import typer
+from rich.console import Console
+
+from common.errors import ConfigError, DataError, FedtuneError, ModelError
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+
+def error_console() -> Console:
+    """Return a console on standard error."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def one_line_errors(debug: bool) -> Iterator[None]:
+    """Turn a :class:`FedtuneError` into one line on standard error and an exit status that is not zero.
+
+    2 for bad input (config, data, model), 1 for a run that failed. With ``debug`` the traceback is shown.
+    """
+    try:
+        yield
+    except FedtuneError as error:
+        if debug:
+            raise
+        line = " ".join(str(error).split())
+        error_console().print(f"error: {line}", markup=False)
+        raise typer.Exit(2 if isinstance(error, ConfigError | DataError | ModelError) else 1) from None
+
+
+def print_version(program: str, wanted: bool) -> None:
+    """Print program and version and exit, if wanted: the body of every ``--version`` option."""
+    if wanted:
+        sys.stdout.write(f"{program} {version('fedtune')}\n")
+        raise typer.Exit

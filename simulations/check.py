@@ -1,0 +1,67 @@
+"""What a run will do, worked out without training: sites, rows, steps, noise, ε, bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from common.codecs.codec import encode
+from common.config.run import RunConfig
+from common.data.federated import FederatedData, load_federated_data
+from common.errors import DataError, PrivacyError
+from common.methods import trained_names
+from common.models.adapter import initial_adapter
+from common.models.resident import resident_model
+from common.privacy.claim import privacy_claim
+from common.privacy.planning import plan_mechanism, steps_per_round
+from common.tasks.catalog import TASKS
+
+
+def check_run(config: RunConfig, device: str = "auto") -> dict[str, Any]:
+    """Load config, data and model, tokenise a few rows of every site, and plan the run.
+
+    Raises:
+        FedtuneError: for whatever would keep the run from starting.
+    """
+    data = load_federated_data(config.data, config.seed)
+    model = resident_model(config, device)
+    if config.privacy.unit != "none" and not model.base.family.batch_first:
+        raise PrivacyError(
+            "this model family computes with time before batch, where per-example gradients would be wrong; "
+            "expected another base model, or privacy.unit 'none'."
+        )
+    start = initial_adapter(model, config.seed)
+    names = trained_names(config, start)
+    payload = encode({name: start[name] for name in names}, config.communication.codec)
+    task = TASKS[config.data.task]
+    for site in data.sites:
+        if not task.tokenise(data.train[site][:8], model.base.tokenizer, config.data):
+            raise DataError(f"site {site!r} has no rows; expected at least one.")
+    return {
+        "name": config.name,
+        "rounds": config.federation.rounds,
+        "method": config.aggregation.method,
+        "device": str(model.device),
+        "base_fingerprint": model.base.fingerprint,
+        "trained_parameters": sum(start[name].numel() for name in names),
+        "base_parameters": sum(p.numel() for p in model.module.parameters()) - sum(t.numel() for t in start.values()),
+        "bytes_per_site_and_round": {"up": len(payload), "down": len(payload)},
+        "test_rows": sum(len(rows) for rows in data.test.values()),
+        "test_rows_also_in_train": data.shared_with_test,
+        "privacy_claim": privacy_claim(config, repeatable_noise=True),
+        "sites": {site: _plan(site, data, config) for site in data.sites},
+    }
+
+
+def _plan(site: str, data: FederatedData, config: RunConfig) -> dict[str, Any]:
+    rows = len(data.train[site])
+    mechanism = plan_mechanism(config, rows)
+    plan: dict[str, Any] = {"train_rows": rows, "test_rows": len(data.test.get(site, ()))}
+    if mechanism is None:
+        per_epoch = -(-rows // config.training.batch_size)
+        return plan | {"steps_per_round": steps_per_round(config, per_epoch)}
+    return plan | {
+        "steps_per_round": mechanism.steps_per_round,
+        "sample_rate": mechanism.sample_rate,
+        "noise_multiplier": mechanism.noise_multiplier,
+        "epsilon_after_run": mechanism.epsilon_after(config.federation.rounds),
+    }

@@ -1,0 +1,171 @@
+"""``fedtune-sim``: simulate a federation on this machine."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from common.config.load import load_run_config
+from common.config.run import RunConfig
+from common.console import INTERRUPTED, error_console, one_line_errors, print_version
+from common.quiet import quiet_dependencies
+
+app = typer.Typer(
+    help="Simulate a federation on this machine: the same round loop, trainer and wire format as a deployment.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    invoke_without_command=True,
+)
+
+Config = Annotated[Path, typer.Argument(help="Run config in YAML; configs/ has some that work.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key; repeatable."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: as torch chooses.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and log in detail.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Options of the program itself."""
+    print_version("fedtune-sim", version)
+
+
+@app.command()
+def run(
+    config: Config,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default: a new runs/<name>.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the run folder.")] = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the run folder alone.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Run a federation and leave adapter, metrics and summary in the run folder."""
+    with one_line_errors(debug):
+        _set_up(debug, threads)
+        from simulations.run import new_run_folder, newest_run_folder
+
+        settings = load_run_config(config, overrides or ())
+        runs = Path("runs")
+        if out is None:
+            folder = newest_run_folder(settings, runs) if resume else new_run_folder(settings, runs)
+        else:
+            folder = out
+        _run(settings, folder, config, resume=resume, device=device, quiet=quiet)
+
+
+def _run(settings: RunConfig, folder: Path, config: Path, *, resume: bool, device: str, quiet: bool) -> None:
+    from simulations.progress import LiveProgress, closing_tables
+    from simulations.run import simulate
+
+    console = Console(quiet=quiet)
+    try:
+        with LiveProgress(console) as progress:
+            summary = simulate(settings, folder, resume=resume, device=device, observer=progress)
+    except KeyboardInterrupt:
+        if (folder / "checkpoint" / "state.json").exists():
+            remedy = f"The last complete round is kept. Go on with the same command and --resume --out {folder}."
+        else:
+            remedy = "No round was complete; nothing is kept."
+        error_console().print(f"interrupted. {remedy}", markup=False)
+        raise typer.Exit(INTERRUPTED) from None
+    for table in closing_tables(summary, settings.data.task):
+        console.print(table)
+    console.print(
+        f"Run folder: {folder}/ (adapter/, metrics.jsonl, summary.json)",
+        highlight=False,
+        soft_wrap=True,
+    )
+    other = "--set privacy.unit=none" if settings.privacy.unit != "none" else "--set privacy.unit=example"
+    if settings.aggregation.weights == "examples":
+        other += " --set aggregation.weights=uniform"
+    console.print(f"Next: compare with  fedtune-sim run {config} {other}", highlight=False, soft_wrap=True)
+    if quiet:
+        sys.stdout.write(f"{folder}\n")
+
+
+@app.command()
+def check(
+    config: Config,
+    overrides: Overrides = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Validate config, data and model without training, and say what a run would do."""
+    with one_line_errors(debug):
+        _set_up(debug, None)
+        from simulations.check import check_run
+
+        plan = check_run(load_run_config(config, overrides or ()), device)
+        if as_json:
+            sys.stdout.write(json.dumps(plan, indent=2, ensure_ascii=False) + "\n")
+        else:
+            _print_plan(plan)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a run config."""
+    sys.stdout.write(json.dumps(RunConfig.model_json_schema(), indent=2) + "\n")
+
+
+def _print_plan(plan: dict[str, Any]) -> None:
+    console = Console()
+    table = Table(
+        title=f"{plan['name']}: {plan['rounds']} rounds, method {plan['method']}",
+        title_justify="left",
+    )
+    columns = list(next(iter(plan["sites"].values())))
+    table.add_column("site", overflow="fold")
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="right")
+    for site, row in plan["sites"].items():
+        table.add_row(site, *(f"{row[c]:.4g}" if isinstance(row[c], float) else str(row[c]) for c in columns))
+    console.print(table)
+    size = plan["bytes_per_site_and_round"]
+    for line in (
+        f"{plan['trained_parameters']:,} trained parameters on {plan['base_parameters']:,} frozen, on {plan['device']}",
+        f"{size['up']:,} bytes up and {size['down']:,} bytes down for a site and round",
+        f"{plan['test_rows']:,} test rows, {plan['test_rows_also_in_train']:,} of them also in a training part",
+        plan["privacy_claim"],
+    ):
+        console.print(line, highlight=False)
+
+
+def _set_up(debug: bool, threads: int | None) -> None:
+    quiet_dependencies()
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=error_console(), show_path=debug, show_time=debug, markup=False)],
+    )
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def main() -> None:
+    """Entry point of ``fedtune-sim``."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        error_console().print("interrupted.", markup=False)
+        raise SystemExit(INTERRUPTED) from None
