@@ -64,8 +64,7 @@ def answer_train(
     manifest = manifest_of({name: start[name] for name in names})
     received = decode(payload, manifest, config.communication.codec)
     mechanism = plan_mechanism(config, len(site.rows))
-    model.load({name: value for name, value in start.items() if name not in names})
-    result = train_locally(model, site, config, received, request.round, mechanism)
+    result = train_locally(model, site, config, {**start, **received}, names, request.round, mechanism)
     reply = TrainReply(
         site=site.name,
         round=request.round,

@@ -87,13 +87,13 @@ def make_config(tmp_path: Path, tiny_models: dict[str, Path]) -> Callable[..., R
     return make
 
 
-def config_text(folder: Path, model: Path, task: str = "classification", **sections: Any) -> str:
+def config_text(folder: Path, base_model: Path, task: str = "classification", **sections: Any) -> str:
     """Write tiny data into ``folder`` and return a run config on it as YAML."""
     rows = label_rows if task == "classification" else chat_rows
     train, test = write_rows(folder / "train.jsonl", rows(36)), write_rows(folder / "test.jsonl", rows(12))
     values: dict[str, Any] = {
         "name": "tiny",
-        "model": {"source": str(model)},
+        "model": {"source": str(base_model)},
         "adapter": {"rank": 2, "alpha": 4},
         "data": {"task": task, "train": str(train), "test": str(test), "max_length": 24},
         "training": {"lr": 0.01, "batch_size": 4},

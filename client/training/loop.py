@@ -75,25 +75,27 @@ def train_locally(
     model: AdaptedModel,
     site: Site,
     config: RunConfig,
-    received: Mapping[str, Tensor],
+    adapter: Mapping[str, Tensor],
+    names: frozenset[str],
     round_number: int,
     mechanism: Mechanism | None,
 ) -> LocalResult:
-    """Train from ``received`` on the site's rows and return the update.
+    """Train from ``adapter`` on the site's rows and return the update.
 
-    Without DP the result is a function of (config, received, round, site) alone. With DP its noise and sampling come
+    Without DP the result is a function of (config, adapter, round, site) alone. With DP its noise and sampling come
     from the site's own randomness.
 
     Args:
         model: the resident model; left with the trained values.
         site: rows and randomness.
         config: the run config.
-        received: the adapter's travelling tensors by name; exactly these are trained.
+        adapter: every adapter tensor by name.
+        names: those that are trained; the others stay as they are.
         round_number: from 1.
         mechanism: the planned mechanism, None without DP.
     """
-    model.load(received)
-    parameters = model.train_only(frozenset(received))
+    model.load(adapter)
+    parameters = model.train_only(names)
     optimizer = make_optimizer(config.training, parameters.values())
     steps = _steps(site, config, mechanism)
     started = time.perf_counter()
@@ -111,7 +113,7 @@ def train_locally(
             rows_seen += len(batch)
     trained = {name: parameter.detach().cpu().clone() for name, parameter in parameters.items()}
     mean = None if mechanism is not None else loss_sum / max(1, rows_seen)
-    return LocalResult(subtract(trained, received), steps, time.perf_counter() - started, mean)
+    return LocalResult(subtract(trained, adapter), steps, time.perf_counter() - started, mean)
 
 
 def _steps(site: Site, config: RunConfig, mechanism: Mechanism | None) -> int:

@@ -89,9 +89,10 @@ def _apply_override(document: Document, override: str) -> None:
     if not equals or not all(keys):
         raise ConfigError(f"--set {override!r} is no assignment; expected section.key=value.")
     place: dict[str, Any] = document.values
-    for key in keys[:-1]:
+    for depth, key in enumerate(keys[:-1], start=1):
         if place.get(key) is None:
             place[key] = {}
+            document.places[tuple(keys[:depth])] = f"--set {override}"
         if not isinstance(place[key], dict):
             raise ConfigError(f"--set {override!r}: {key!r} is no section; expected section.key=value.")
         place = place[key]

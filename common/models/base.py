@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 
 from common.config.data import DataConfig
@@ -128,7 +129,7 @@ def load_base(config: ModelConfig, data: DataConfig, device: torch.device) -> Ba
     )
     try:
         module, report = auto.from_pretrained(folder, **arguments)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"model.source: {folder} cannot be loaded for {data.task} ({first[:160]}); expected weights that fit "
@@ -140,7 +141,7 @@ def load_base(config: ModelConfig, data: DataConfig, device: torch.device) -> Ba
     if config.quantization == "none":
         module.to(device)
     if config.gradient_checkpointing:
-        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+        module.activation_checkpointing_enable({"use_reentrant": True})
         module.enable_input_require_grads()
     return BaseModel(module, tokenizer, family, weights_fingerprint(folder), untrained, folder)
 
