@@ -58,6 +58,7 @@ def save_tiny_model(family: str, folder: Path) -> Path:
     tokenizer.save_pretrained(folder)
     config = make_config(vocab_size=len(tokenizer), **settings)
     config.pad_token_id = 0
+    config.initializer_range = 0.3  # large enough that a random encoder tells words apart
     torch.manual_seed(7)
     kind = {"causal": "ForCausalLM", "base": "Model"}["causal" if family in CAUSAL else "base"]
     if family == "gpt2":

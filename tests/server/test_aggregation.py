@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.errors import AdmissionError
+from common.methods import METHODS
+from common.tensors import Tensors
+from server.aggregation.catalog import AGGREGATORS
+from server.aggregation.exact_sum import ExactSum
+
+
+def random_update(seed: int, size: float = 0.1) -> Tensors:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator) * size for name, shape in (("a", (3, 4)), ("b", (5,)))}
+
+
+def aggregate(method: str, updates: list[Tensors], weights: list[float], adapter: Tensors) -> Tensors:
+    aggregator = AGGREGATORS[method]
+    state = aggregator.init(adapter)
+    for update, weight in zip(updates, weights, strict=True):
+        state = aggregator.update(state, update, weight)
+    return aggregator.finish(state, adapter)
+
+
+def test_every_method_has_both_sides() -> None:
+    assert AGGREGATORS.keys() == METHODS.keys()
+
+
+@pytest.mark.parametrize("method", AGGREGATORS)
+def test_average_equals_the_dense_weighted_mean(method: str) -> None:
+    updates, weights, adapter = [random_update(i) for i in range(5)], [0.2, 1.0, 0.5, 0.3, 0.9], random_update(9)
+    got = aggregate(method, updates, weights, adapter)
+    for name, start in adapter.items():
+        mean = sum(w * u[name].double() for w, u in zip(weights, updates, strict=True)) / sum(weights)
+        torch.testing.assert_close(got[name], (start + mean).float(), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", AGGREGATORS)
+def test_single_site_gives_its_own_adapter(method: str) -> None:
+    adapter, update = random_update(1), random_update(2)
+    got = aggregate(method, [update], [0.37], adapter)
+    for name, start in adapter.items():
+        torch.testing.assert_close(got[name], start + update[name], rtol=0, atol=1e-7)
+
+
+@settings(deadline=None)
+@given(order=st.permutations(range(6)), data=st.data())
+def test_order_of_sites_does_not_change_a_bit(order: list[int], data: st.DataObject) -> None:
+    updates = [random_update(i, 10.0 ** data.draw(st.integers(-6, 3))) for i in range(6)]
+    weights = [data.draw(st.floats(1e-3, 1.0)) for _ in range(6)]
+    adapter = random_update(42)
+    first = aggregate("fedit", updates, weights, adapter)
+    shuffled = aggregate("fedit", [updates[i] for i in order], [weights[i] for i in order], adapter)
+    assert all(torch.equal(first[name], shuffled[name]) for name in first)
+
+
+def test_zero_updates_change_nothing() -> None:
+    adapter = random_update(1)
+    zero = {name: torch.zeros_like(value) for name, value in adapter.items()}
+    assert all(torch.equal(aggregate("fedit", [zero, zero], [1, 1], adapter)[n], adapter[n]) for n in adapter)
+
+
+def test_values_out_of_range_are_refused_before_anything_is_added() -> None:
+    total = ExactSum.zero(random_update(0))
+    total.add(random_update(1), 1.0)
+    before = {name: value.clone() for name, value in total.totals.items()}
+    with pytest.raises(AdmissionError, match="range"):
+        total.add({**random_update(2), "b": torch.full((5,), 1e9)}, 1.0)
+    assert all(torch.equal(before[name], total.totals[name]) for name in before)
+    assert total.count == 1
+
+
+def test_sum_never_overflows_silently() -> None:
+    total = ExactSum.zero({"a": torch.zeros(1)})
+    with pytest.raises(AdmissionError, match="range"):
+        for _ in range(10_000):
+            total.add({"a": torch.full((1,), 1e6)}, 1.0)
+    assert total.totals["a"].item() > 0
