@@ -9,10 +9,11 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-WORDS = (
-    "the pulse chest beat rash itch mole knee hip ankle hurts since day and night what about rest call on is it my "
-    "user assistant question answer"
-).split() + [str(number) for number in range(20)]
+WORDS = [
+    *"the pulse chest beat rash itch mole knee hip ankle hurts since day and night what about rest call on".split(),  # noqa: SIM905
+    *"is it my user assistant question answer".split(),  # noqa: SIM905
+    *map(str, range(20)),
+]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 CHAT_TEMPLATE = (
     "{% for m in messages %}[CLS] {{ m['role'] }} {{ m['content'] }} [SEP]{% endfor %}"

@@ -132,7 +132,9 @@ def _walked(location: tuple[str | int, ...], values: Any) -> list[str | int]:
     """The leading parts of ``location`` that are keys of the document (pydantic adds names of union members)."""
     walked: list[str | int] = []
     for part in location:
-        inside: Any = values if isinstance(values, dict) else dict(enumerate(values if isinstance(values, list) else ()))
+        inside: Any = (
+            values if isinstance(values, dict) else dict(enumerate(values if isinstance(values, list) else ()))
+        )
         if part not in inside:
             continue
         values = inside[part]

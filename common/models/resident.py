@@ -24,3 +24,8 @@ def resident_model(config: RunConfig, device: str = "auto") -> AdaptedModel:
 def _load(model: ModelConfig, adapter: AdapterConfig, data: DataConfig, device: str) -> AdaptedModel:
     chosen = choose_device(device)
     return adapt(load_base(model, data, chosen), adapter, data, chosen)
+
+
+def clear() -> None:
+    """Forget the resident model, so that the next call loads it anew; for benchmarks."""
+    _load.cache_clear()

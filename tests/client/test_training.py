@@ -18,7 +18,6 @@ from common.models.adapter import AdaptedModel, initial_adapter
 from common.models.resident import resident_model
 from common.privacy.planning import Mechanism, plan_mechanism
 from common.randomness import SystemRandomness, torch_generator
-from common.tasks.catalog import TASKS
 from common.tensors import Tensors, l2_norm
 
 
@@ -151,6 +150,9 @@ def test_learning_rate_follows_its_course(schedule: str, middle: float) -> None:
 
 def test_gradient_norm_clip_bounds_a_plain_step(make_config: Callable[..., RunConfig]) -> None:
     training = {"optimizer": "sgd", "lr": 1.0, "local_steps": 1}
-    free, clipped = train(make_config(training=training)), train(make_config(training={**training, "max_grad_norm": 0.01}))
+    free, clipped = (
+        train(make_config(training=training)),
+        train(make_config(training={**training, "max_grad_norm": 0.01})),
+    )
     assert l2_norm(free.update) > 0.02
     assert l2_norm(clipped.update) == pytest.approx(0.01, rel=1e-3)

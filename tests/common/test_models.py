@@ -35,7 +35,9 @@ def randomised(model: AdaptedModel) -> Tensors:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_family_trains_factors_and_head_and_freezes_the_rest(make_config: Callable[..., RunConfig], family: str) -> None:
+def test_family_trains_factors_and_head_and_freezes_the_rest(
+    make_config: Callable[..., RunConfig], family: str
+) -> None:
     model = load(make_config(family))
     trainable = {name for name, p in model.module.named_parameters() if p.requires_grad}
     assert len(trainable) == len(model.parameters) > 0

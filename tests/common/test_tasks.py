@@ -104,7 +104,9 @@ def test_classification_metrics_are_accuracy_and_mean_loss() -> None:
     rows = [TokenRow(torch.tensor([1, 2]), torch.tensor(label)) for label in (0, 1, 1)]
     batch = Collator(0)(rows)
     logits = torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0]])
-    added = dict(zip(classification.CLASSIFICATION.sum_names, classification.sums(logits, batch).sum(0).tolist(), strict=True))
+    added = dict(
+        zip(classification.CLASSIFICATION.sum_names, classification.sums(logits, batch).sum(0).tolist(), strict=True)
+    )
     metrics = classification.metrics(added)
     assert metrics["accuracy"] == pytest.approx(2 / 3)
     assert metrics["loss"] == pytest.approx(float(functional.cross_entropy(logits, batch.targets)), rel=1e-6)

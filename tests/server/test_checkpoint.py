@@ -25,9 +25,7 @@ def test_newest_checkpoint_comes_back_whole_and_older_ones_go(tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["round-00002.safetensors", "state.json"]
 
 
-def test_crash_before_the_rename_leaves_the_older_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_crash_before_the_rename_leaves_the_older_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(tmp_path, checkpoint(1))
     calls = []
 

@@ -111,7 +111,16 @@ def test_hostile_header_is_rejected_with_its_reason(make_config: Callable[..., R
 
 @pytest.mark.parametrize(
     "header",
-    [b"", b"{}", b"[1]", b"\xff\xfe", b'{"kind": "update"}', b"[" * 70_000, b"x" * 70_000, json.dumps({"a": 1}).encode()],
+    [
+        b"",
+        b"{}",
+        b"[1]",
+        b"\xff\xfe",
+        b'{"kind": "update"}',
+        b"[" * 70_000,
+        b"x" * 70_000,
+        json.dumps({"a": 1}).encode(),
+    ],
 )
 def test_broken_header_is_rejected(make_config: Callable[..., RunConfig], header: bytes) -> None:
     current = make_round(make_config())

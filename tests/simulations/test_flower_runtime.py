@@ -199,7 +199,6 @@ def _numbers(values: Any, path: str = "") -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("flower-runtime")
 class TestFlowerRuntime:
     def test_flower_runtime_trains_the_same_adapter(self, runs: tuple[Path, Path]) -> None:
         flower, here = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in runs)

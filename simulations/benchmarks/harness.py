@@ -1,0 +1,75 @@
+"""What the federation costs: fedtune-sim against a plain PyTorch loop doing the same local steps.
+
+The plain loop is what one would write without any federation: the model loaded once, PEFT LoRA on it, the same batches
+in the same order, each padded to its longest row, AdamW, and an average of the sites' adapters after every round. Both
+sides include loading the model and reading and tokenising the data; neither evaluates.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from common.config.run import RunConfig
+from common.data.batches import Collator, TokenRow
+from common.data.federated import load_federated_data
+from common.models import resident
+from common.models.adapter import adapt, initial_adapter
+from common.models.base import choose_device, load_base
+from common.randomness import torch_generator
+from common.tasks.catalog import TASKS
+from common.tensors import Tensors
+from simulations.run import simulate
+
+
+def run_plain_loop(config: RunConfig) -> Tensors:
+    """Do a run's local steps in one loop and return the averaged adapter, weighted by rows."""
+    load_federated_data.cache_clear()
+    data = load_federated_data(config.data, config.seed).train
+    device = choose_device()
+    model = adapt(load_base(config.model, config.data, device), config.adapter, config.data, device)
+    tokenizer = model.base.tokenizer
+    rows = {site: TASKS[config.data.task].tokenise(data[site], tokenizer, config.data) for site in data}
+    collate = Collator(tokenizer.pad_token_id, model.base.family.padding_side)
+    adapter = initial_adapter(model, config.seed)
+    total = sum(map(len, rows.values()))
+    for round_number in range(1, config.federation.rounds + 1):
+        mean = {name: torch.zeros_like(value) for name, value in adapter.items()}
+        for site, own in rows.items():
+            model.load(adapter)
+            order = torch_generator(config.seed, "order", round_number, site)
+            _train_epoch(model.module, list(model.parameters.values()), own, collate, config, order)
+            for name, value in model.state().items():
+                mean[name] += value * (len(own) / total)
+        adapter = mean
+    return adapter
+
+
+def _train_epoch(
+    module: torch.nn.Module, parameters: list[torch.nn.Parameter], rows: list[TokenRow], collate: Collator,
+    config: RunConfig, order: torch.Generator,
+) -> None:  # fmt: skip
+    module.train()
+    optimizer = torch.optim.AdamW(parameters, lr=config.training.lr, weight_decay=config.training.weight_decay)
+    shuffled = torch.randperm(len(rows), generator=order).tolist()
+    size = config.training.batch_size
+    for start in range(0, len(rows), size):
+        batch = collate([rows[index] for index in shuffled[start : start + size]])
+        logits = module(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        functional.cross_entropy(logits, batch.targets).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def run_fedtune(config: RunConfig) -> Tensors:
+    """Do the same as a federation and return the adapter it exports."""
+    from safetensors.torch import load_file
+
+    load_federated_data.cache_clear()
+    resident.clear()
+    with tempfile.TemporaryDirectory() as folder:
+        simulate(config, Path(folder) / "run")
+        return load_file(Path(folder) / "run" / "adapter" / "adapter_model.safetensors")
