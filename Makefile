@@ -3,9 +3,9 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(shell $(p) -c 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: simulate test test-quick check lint format bench clean
+.PHONY: simulate test test-quick check lint format bench results lock clean
 
 simulate: $(VENV)/.quickstart  ## install, then fine-tune across eight virtual hospital sites
 	$(BIN)/fedtune-sim run configs/quickstart.yaml
@@ -29,6 +29,13 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev  ## time the harness against a plain loop; prints a table, writes bench.json
 	$(BIN)/python -m simulations.benchmarks
+
+results: $(VENV)/.dev  ## run the configs behind docs/results.md (hours on two cores) and write its tables
+	$(BIN)/python -m simulations.results
+
+lock: $(VENV)/.dev  ## write what is installed to constraints.txt
+	{ head -1 constraints.txt; $(BIN)/pip list --format=freeze --exclude fedtune --exclude pip --exclude setuptools | sed 's/+cpu$$//'; } > constraints.new
+	mv constraints.new constraints.txt
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis bench.json

@@ -17,6 +17,7 @@ from common.errors import FedtuneError
 from common.flower_records import from_records, to_records
 from common.models.adapter import AdaptedModel
 from common.models.resident import resident_model
+from common.quiet import quiet_dependencies
 from common.run_source import APP_ROOT, DEVICE, run_config_of
 from common.wire import Refusal, header_bytes
 
@@ -49,6 +50,7 @@ def _train(header: bytes, payload: bytes, site: Site, config: RunConfig, model: 
 
 
 def _reply(message: Message, context: Context, answer: Answer) -> Message:
+    quiet_dependencies()
     try:
         config = run_config_of(context.run_config)
         model = resident_model(config, str(context.node_config.get(DEVICE, "auto")))

@@ -35,17 +35,25 @@ class RunFolder:
         self.adapter = path / "adapter"
         self.checkpoint = path / "checkpoint"
 
-    def create(self) -> None:
-        """Make the folder.
+    def expect_free(self) -> None:
+        """Check that nothing stands where the folder will be made.
 
         Raises:
-            RunError: if it holds a run already, or cannot be made.
+            RunError: if something does.
         """
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise RunError(
                 f"{self.path} exists and is not empty; expected a new folder. "
                 "Choose another --out, or go on with --resume."
             )
+
+    def create(self) -> None:
+        """Make the folder.
+
+        Raises:
+            RunError: if it holds a run already, or cannot be made.
+        """
+        self.expect_free()
         try:
             self.checkpoint.mkdir(parents=True)
         except OSError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from common.quiet import quiet_dependencies
 from common.run_folder import RunFolder
 from common.run_source import run_config_of
 from server.federation import RunSettings, run_federation
@@ -22,6 +23,7 @@ def main(grid: Grid, context: Context) -> None:
         FedtuneError: for whatever keeps it from running. Flower logs it and ends the run as failed, which it does for
             an Exception only: after SystemExit the run would count as completed.
     """
+    quiet_dependencies()
     config = run_config_of(context.run_config)
     out = context.run_config.get("out")
     folder = Path(str(out)) if out else Path("runs") / f"{config.name}-{context.run_id}"

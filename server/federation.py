@@ -60,7 +60,9 @@ def run_federation(
     began = time.perf_counter()
     watch = Observer() if observer is None else observer
     folder = settings.folder
-    completed = _open(folder, config, resume=settings.resume)
+    completed = _completed(folder, config) if settings.resume else None
+    if completed is None:
+        folder.expect_free()
     model = resident_model(config, settings.device)
     start = initial_adapter(model, config.seed)
     members = admit_members(
@@ -70,6 +72,11 @@ def run_federation(
     travelling = {name: start[name] for name in sorted(trained_names(config, start))}
     adapter = travelling if completed is None else _resumed(completed, travelling, model)
     keeper = _Keeper(config, settings, model, start, watch)
+    if completed is None:
+        folder.create()
+        folder.config.write_text(dump_run_config(config), encoding="utf-8")
+    else:
+        folder.rewind(completed.round)
     folder.log(_start_record(config, settings, model, members, time.perf_counter() - began))
     done = 0 if completed is None else completed.round
     watch.run_started(config, list(members), done)
@@ -87,18 +94,13 @@ def run_federation(
     return summary
 
 
-def _open(folder: RunFolder, config: RunConfig, *, resume: bool) -> Checkpoint | None:
-    if not resume:
-        folder.create()
-        folder.config.write_text(dump_run_config(config), encoding="utf-8")
-        return None
+def _completed(folder: RunFolder, config: RunConfig) -> Checkpoint:
     checkpoint = load_checkpoint(folder.checkpoint)
     if checkpoint.config_digest != config.digest():
         raise RunError(
             f"{folder.path} was started with another config ({_differing(folder, config)}); expected the same. "
             "Resume with the same config, or start afresh with another --out."
         )
-    folder.rewind(checkpoint.round)
     return checkpoint
 
 

@@ -8,7 +8,7 @@ strategy, so it also works inside an app that calls Flower's ``Strategy.start``.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,7 +76,7 @@ class FederatedTuning(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Sample the cohort of a round and return the requests to it; ``arrays`` is :meth:`arrays`."""
-        return list(self._requests(server_round, grid).values())
+        return list(self._requests(server_round).values())
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -132,7 +132,7 @@ class FederatedTuning(Strategy):
         last = self.config.federation.rounds if num_rounds is None else num_rounds
         seconds = self.config.federation.round_timeout_s if timeout is None else timeout
         for number in range(self.completed_rounds + 1, last + 1):
-            for site, reply in exchange(grid, self._requests(number, grid), seconds):
+            for site, reply in exchange(grid, self._requests(number), seconds):
                 self._take(site, reply)
             self._finish_round()
             result.arrays = self.arrays()
@@ -142,19 +142,16 @@ class FederatedTuning(Strategy):
                     result.evaluate_metrics_serverapp[number] = metrics
         return result
 
-    def _requests(self, number: int, grid: Grid) -> dict[str, Message]:
+    def _requests(self, number: int) -> dict[str, Message]:
         names = sample_cohort(list(self.members), self.config, number)
         cohort = {name: self.members[name] for name in names}
         current = Round(number, cohort, self.adapter, self.config, self._admission, self.base_fingerprint)
         self._round = current
         self.observer.round_started(number, names)
-        return dict(self._messages(current, cohort, grid))
-
-    def _messages(self, current: Round, cohort: Mapping[str, Member], grid: Grid) -> Iterator[tuple[str, Message]]:
-        for name, member in cohort.items():
-            records = to_records(*current.request(name))
-            group = str(current.number)
-            yield name, grid.create_message(records, MessageType.TRAIN, member.node_id, group)
+        return {
+            name: Message(to_records(*current.request(name)), member.node_id, MessageType.TRAIN, group_id=str(number))
+            for name, member in cohort.items()
+        }
 
     def _take(self, site: str, reply: Message) -> None:
         current = self._current()

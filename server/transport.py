@@ -61,9 +61,7 @@ def describe_sites(grid: Grid, nodes: Sequence[int], config: RunConfig) -> dict[
         RunError: for a node that refuses, fails or does not answer in time.
     """
     header = header_bytes(DescribeRequest(config_digest=config.digest()))
-    messages = {
-        str(node): grid.create_message(to_records(header), MessageType.QUERY, node, "describe") for node in nodes
-    }
+    messages = {str(node): Message(to_records(header), node, MessageType.QUERY, group_id="describe") for node in nodes}
     described = {
         int(node): _description(reply) for node, reply in exchange(grid, messages, config.federation.join_timeout_s)
     }

@@ -7,9 +7,9 @@ from typing import Any
 from common.codecs.codec import encode
 from common.config.run import RunConfig
 from common.data.federated import FederatedData, load_federated_data
-from common.errors import DataError, PrivacyError
+from common.errors import ConfigError, DataError, PrivacyError
 from common.methods import trained_names
-from common.models.adapter import initial_adapter
+from common.models.adapter import AdaptedModel, initial_adapter
 from common.models.resident import resident_model
 from common.privacy.claim import privacy_claim
 from common.privacy.planning import plan_mechanism, steps_per_round
@@ -24,11 +24,7 @@ def check_run(config: RunConfig, device: str = "auto") -> dict[str, Any]:
     """
     data = load_federated_data(config.data, config.seed)
     model = resident_model(config, device)
-    if config.privacy.unit != "none" and not model.base.family.batch_first:
-        raise PrivacyError(
-            "this model family computes with time before batch, where per-example gradients would be wrong; "
-            "expected another base model, or privacy.unit 'none'."
-        )
+    expect_sound(config, data, model)
     start = initial_adapter(model, config.seed)
     names = trained_names(config, start)
     payload = encode({name: start[name] for name in names}, config.communication.codec)
@@ -50,6 +46,30 @@ def check_run(config: RunConfig, device: str = "auto") -> dict[str, Any]:
         "privacy_claim": privacy_claim(config, repeatable_noise=True),
         "sites": {site: _plan(site, data, config) for site in data.sites},
     }
+
+
+def expect_sound(config: RunConfig, data: FederatedData, model: AdaptedModel) -> None:
+    """Check what every virtual site would otherwise refuse one by one.
+
+    Raises:
+        ConfigError: fewer sites than ``federation.min_sites``.
+        PrivacyError: a budget that cannot be met, or a model family whose per-example gradients would be wrong.
+    """
+    if config.federation.min_sites > len(data.sites):
+        raise ConfigError(
+            f"federation.min_sites is {config.federation.min_sites} but the data has {len(data.sites)} sites; "
+            "expected at most as many."
+        )
+    if config.privacy.unit != "none" and not model.base.family.batch_first:
+        raise PrivacyError(
+            f"{model.base.folder.name} computes with time before batch, where per-example gradients would be wrong; "
+            "expected another base model, or privacy.unit 'none'."
+        )
+    for site in data.sites:
+        try:
+            plan_mechanism(config, len(data.train[site]))
+        except PrivacyError as error:
+            raise PrivacyError(f"site {site!r}: {error}") from None
 
 
 def _plan(site: str, data: FederatedData, config: RunConfig) -> dict[str, Any]:

@@ -169,3 +169,7 @@ def main() -> None:
     except KeyboardInterrupt:
         error_console().print("interrupted.", markup=False)
         raise SystemExit(INTERRUPTED) from None
+
+
+if __name__ == "__main__":
+    main()

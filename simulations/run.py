@@ -9,11 +9,13 @@ import client.app
 from common.config.load import dump_run_config
 from common.config.run import RunConfig
 from common.data.federated import load_federated_data
-from common.errors import ConfigError, RunError
+from common.errors import RunError
+from common.models.resident import resident_model
 from common.run_folder import RunFolder
 from common.run_source import CONFIG_YAML
 from server.events import Observer
 from server.federation import RunSettings, run_federation
+from simulations.check import expect_sound
 from simulations.grid import VirtualGrid
 
 ENGINE = "inprocess"
@@ -39,13 +41,9 @@ def simulate(
     Raises:
         FedtuneError: for whatever keeps it from running.
     """
-    sites = load_federated_data(config.data, config.seed).sites
-    if config.federation.min_sites > len(sites):
-        raise ConfigError(
-            f"federation.min_sites is {config.federation.min_sites} but the data has {len(sites)} sites; "
-            "expected at most as many."
-        )
-    grid = VirtualGrid(client.app.app, len(sites), {CONFIG_YAML: dump_run_config(config)}, device)
+    data = load_federated_data(config.data, config.seed)
+    expect_sound(config, data, resident_model(config, device))
+    grid = VirtualGrid(client.app.app, len(data.sites), {CONFIG_YAML: dump_run_config(config)}, device)
     settings = RunSettings(RunFolder(folder), resume=resume, device=device, engine=ENGINE, repeatable_noise=True)
     return run_federation(grid, config, settings, observer)
 

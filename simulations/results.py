@@ -1,0 +1,151 @@
+"""Writes the tables of ``docs/results.md`` from runs, with seeds and intervals; run it with ``make results``.
+
+Each line of a table is a config with overrides, run once a seed into ``runs/results/``. Runs that are complete are not
+repeated, so the script can be stopped and started again, and several may work side by side on different lines.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Annotated, Any
+
+import typer
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS = ROOT / "runs" / "results"
+PAGE = ROOT / "docs" / "results.md"
+
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+"""Two-sided 95 % quantiles of Student's t for n runs (n - 1 degrees of freedom)."""
+
+DP = (
+    "privacy={unit: example, epsilon: 8, delta: 1e-5, clip_norm: 0.1, sample_rate: 0.1}",
+    "aggregation.weights=uniform",
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a table.
+
+    Attributes:
+        label: what it is called.
+        config: file in ``configs/``.
+        overrides: ``section.key=value`` strings.
+    """
+
+    label: str
+    config: str
+    overrides: tuple[str, ...] = ()
+
+
+TABLES: dict[str, tuple[Line, ...]] = {
+    "product-reviews": (
+        Line("FedIT, no DP", "product-reviews"),
+        Line("FFA-LoRA, ε = 8", "product-reviews-dp"),
+        Line("FedIT, ε = 8", "product-reviews-dp", ("aggregation.method=fedit",)),
+        Line("head only, ε = 8", "product-reviews-dp", ("adapter.kind=head_only", "training.lr=50")),
+    ),
+    "medquad-tiny": (Line("FedIT, no DP", "medquad-tiny"),),
+}
+
+
+def folder_of(line: Line, seed: int) -> Path:
+    """Return the run folder of a line and seed."""
+    slug = "-".join("".join(c if c.isalnum() and c.isascii() else " " for c in line.label).split()).lower()
+    return RUNS / f"{line.config}--{slug}--{seed}"
+
+
+def run_line(line: Line, seed: int, threads: int) -> None:
+    """Run a line with a seed, unless its summary is there already."""
+    folder = folder_of(line, seed)
+    if (folder / "summary.json").exists():
+        return
+    settings = [f"seed={seed}", "evaluation.every=0", *line.overrides]
+    command = [sys.executable, "-m", "simulations.cli", "run", str(ROOT / "configs" / f"{line.config}.yaml")]
+    command += [part for setting in settings for part in ("--set", setting)]
+    command += ["--out", str(folder), "--quiet", "--threads", str(threads)]
+    if (folder / "checkpoint" / "state.json").exists():
+        command.append("--resume")
+    subprocess.run(command, check=True)
+
+
+def interval(values: list[float], digits: int = 1) -> str:
+    """Return mean ± half-width of the 95 % t-interval; the mean alone for one run."""
+    if len(values) < 2:
+        return f"{values[0]:.{digits}f}"
+    half = T_95[len(values)] * stdev(values) / math.sqrt(len(values))
+    return f"{mean(values):.{digits}f} ± {half:.{digits}f}"
+
+
+def table(lines: tuple[Line, ...]) -> str:
+    """Return the Markdown table of the lines whose runs are there."""
+    rows = []
+    for line in lines:
+        found = [
+            json.loads(p.read_text()) for seed in range(6) if (p := folder_of(line, seed) / "summary.json").exists()
+        ]
+        if found:
+            rows.append(_row(line, found))
+    metric = rows[0]["metric"] if rows else "metric"
+    head = ["", f"{metric} before", f"{metric} after", "worst site", "ε spent", "kB up a round", "seeds"]
+    body = [[r["label"], r["before"], r["after"], r["worst"], r["epsilon"], r["bytes"], r["seeds"]] for r in rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *body])
+
+
+def _row(line: Line, found: list[dict[str, Any]]) -> dict[str, str]:
+    name = found[0]["headline"]
+    factor = 100.0 if name == "accuracy" else 1.0
+
+    def values(part: str, of_worst: bool = False) -> list[float]:
+        metrics = [summary[part]["test"] for summary in found]
+        chosen = [m["by_site"][m["worst_site"]] if of_worst else m["overall"] for m in metrics]
+        return [factor * metric[name] for metric in chosen]
+
+    spent = [max(summary["epsilon"].values(), default=math.inf) for summary in found]
+    sent = [mean(n for counts in summary["bytes_up"].values() for n in counts if n) / 1000 for summary in found]
+    return {
+        "label": line.label,
+        "metric": f"{name} (%)" if factor > 1 else name,
+        "before": interval(values("metrics_before")),
+        "after": interval(values("metrics_after")),
+        "worst": interval(values("metrics_after", of_worst=True)),
+        "epsilon": "∞" if math.isinf(max(spent)) else f"{max(spent):.2f}",
+        "bytes": f"{mean(sent):.1f}",
+        "seeds": str(len(found)),
+    }
+
+
+def write_page() -> None:
+    """Replace what stands between the markers of each table in ``docs/results.md``."""
+    text = PAGE.read_text(encoding="utf-8")
+    for name, lines in TABLES.items():
+        begin, end = f"<!-- {name}: written by make results -->", f"<!-- end of {name} -->"
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = f"{before}{begin}\n{table(lines)}\n{end}{after}"
+    PAGE.write_text(text, encoding="utf-8")
+
+
+def main(
+    seeds: Annotated[int, typer.Option(min=1, max=5, help="Seeds a line, from 0.")] = 3,
+    only: Annotated[str, typer.Option(help="Run only lines whose label or config contains this.")] = "",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
+    run: Annotated[bool, typer.Option(help="Run what is missing before writing the tables.")] = True,
+) -> None:
+    """Run what is missing and write the tables."""
+    for seed in range(seeds if run else 0):
+        for line in (line for lines in TABLES.values() for line in lines):
+            if only in f"{line.config} {line.label}":
+                run_line(line, seed, threads)
+    write_page()
+
+
+if __name__ == "__main__":
+    typer.run(main)
