@@ -1,13 +1,15 @@
 """The DP-SGD step: per-example gradients, clipped, summed, noised, divided by the expected batch size.
 
-Opacus computes per-example gradients in hooks on the trainable layers and does clipping, noise and scaling in its
-optimizer. One logical Poisson batch is computed in micro-batches, whose clipped gradients add up exactly; then one step
-with an empty micro-batch adds the noise. So a batch without records takes the same path: noise alone.
+Per-example gradients are captured in the trainable linear layers, or, where another kind of layer is trained, computed
+by Opacus' hooks; Opacus' optimizer does clipping, noise and scaling. One logical Poisson batch is computed in
+micro-batches, whose clipped gradients add up exactly; then one step with an empty micro-batch adds the noise. So a
+batch without records takes the same path: noise alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from types import TracebackType
 
 import torch
@@ -15,6 +17,7 @@ from opacus.grad_sample import GradSampleHooks
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
+from client.dp.capture import captured_gradients, trainable_linears
 from common.errors import PrivacyError
 from common.privacy.planning import Mechanism
 
@@ -31,6 +34,7 @@ class DpStep:
         mechanism: clip norm, noise multiplier, expected batch size.
         noise: generator of the noise.
         batch_first: whether activations are [B, ...].
+        capture: whether linear layers are captured; False takes Opacus' hooks, the reference.
 
     Raises:
         PrivacyError: for layers whose per-example gradients Opacus cannot compute.
@@ -44,6 +48,7 @@ class DpStep:
         mechanism: Mechanism,
         noise: torch.Generator,
         batch_first: bool,
+        capture: bool = True,
     ) -> None:
         if not batch_first:
             raise PrivacyError(
@@ -56,7 +61,8 @@ class DpStep:
             noise = torch.Generator(device).manual_seed(seed)
         self._module = module
         self._parameters = dict(parameters)
-        self._hooks: GradSampleHooks | None = None
+        self._layers = trainable_linears(module, parameters) if capture else None
+        self._open = ExitStack()
         self._optimizer = DPOptimizer(
             optimizer,
             noise_multiplier=mechanism.noise_multiplier,
@@ -67,25 +73,26 @@ class DpStep:
         )
 
     def __enter__(self) -> DpStep:
+        if self._layers is not None:
+            self._open.enter_context(captured_gradients(self._layers))
+            return self
         try:
-            self._hooks = GradSampleHooks(self._module, batch_first=True, loss_reduction="sum")
+            hooks = GradSampleHooks(self._module, batch_first=True, loss_reduction="sum")
         except NotImplementedError as error:
             raise PrivacyError(
                 f"per-example gradients cannot be computed ({str(error)[:120]}); expected trainable linear layers."
             ) from None
+        self._open.callback(hooks.cleanup)
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._hooks is not None:
-            self._hooks.cleanup()
-            self._hooks = None
+        self._open.close()
         for parameter in self._parameters.values():
             parameter.grad = None
+            parameter.__dict__.pop("grad_sample", None)
+            parameter.__dict__.pop("summed_grad", None)
 
     def micro_batch(self, losses: Tensor, rows: int) -> None:
         """Add the clipped per-example gradients of ``losses`` [b] to the sum; ``rows`` is not used.

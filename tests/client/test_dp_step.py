@@ -62,13 +62,16 @@ def gradient_one_by_one(model: AdaptedModel, config: RunConfig, rows: list[Token
     return total
 
 
-def gradient_by_step(model: AdaptedModel, config: RunConfig, batches: list[list[TokenRow]], rule: Mechanism) -> Tensors:
+def gradient_by_step(
+    model: AdaptedModel, config: RunConfig, batches: list[list[TokenRow]], rule: Mechanism, *, capture: bool = True
+) -> Tensors:
     """What the step gives to an SGD of rate 1 that starts at zero: minus the gradient."""
     before = model.state()
     parameters = model.train_only(frozenset(model.parameters))
     optimizer = torch.optim.SGD(parameters.values(), lr=1.0)
     model.module.train()
-    with DpStep(model.module, parameters, optimizer, rule, torch.Generator().manual_seed(0), batch_first=True) as step:
+    noise = torch.Generator().manual_seed(0)
+    with DpStep(model.module, parameters, optimizer, rule, noise, batch_first=True, capture=capture) as step:
         for batch in batches:
             step.micro_batch(losses(model, config, batch), 0)
         step.apply(0)
@@ -77,13 +80,14 @@ def gradient_by_step(model: AdaptedModel, config: RunConfig, batches: list[list[
     return {name: before[name] - after[name] for name in before}
 
 
+@pytest.mark.parametrize("capture", [True, False], ids=["captured", "hooks"])
 @pytest.mark.parametrize("clip", [1e6, 0.05])
 @pytest.mark.parametrize(
     ("family", "task"),
     [*((family, "classification") for family in FAMILIES), ("llama", "causal_lm"), ("gpt2", "causal_lm")],
 )
 def test_step_is_the_sum_of_clipped_one_by_one_gradients(
-    make_config: Callable[..., RunConfig], family: str, task: str, clip: float
+    make_config: Callable[..., RunConfig], family: str, task: str, clip: float, capture: bool
 ) -> None:
     config = make_config(family, task, adapter={"target_modules": "all-linear"})
     model = resident_model(config)
@@ -91,19 +95,22 @@ def test_step_is_the_sum_of_clipped_one_by_one_gradients(
     rows = rows_of(config, model)[:7]
     slow = gradient_one_by_one(model, config, rows, clip)
     for batches in ([rows], [rows[:3], rows[3:6], rows[6:]]):
-        fast = gradient_by_step(model, config, batches, mechanism(clip))
+        fast = gradient_by_step(model, config, batches, mechanism(clip), capture=capture)
         error = l2_norm({name: fast[name] - slow[name] for name in slow}) / l2_norm(slow)
         assert error < 1e-5
 
 
+@pytest.mark.parametrize("capture", [True, False], ids=["captured", "hooks"])
 @pytest.mark.parametrize("family", ["bert", "llama"])
-def test_step_is_exact_with_gradient_checkpointing(make_config: Callable[..., RunConfig], family: str) -> None:
+def test_step_is_exact_with_gradient_checkpointing(
+    make_config: Callable[..., RunConfig], family: str, capture: bool
+) -> None:
     config = make_config(family, model={"gradient_checkpointing": True})
     model = resident_model(config)
     random_adapter(model)
     rows = rows_of(config, model)[:4]
     slow = gradient_one_by_one(model, config, rows, 0.05)
-    fast = gradient_by_step(model, config, [rows], mechanism(0.05))
+    fast = gradient_by_step(model, config, [rows], mechanism(0.05), capture=capture)
     assert l2_norm({name: fast[name] - slow[name] for name in slow}) < 1e-5 * l2_norm(slow)
 
 
@@ -164,10 +171,13 @@ def test_time_major_family_is_refused(make_config: Callable[..., RunConfig]) -> 
         DpStep(model.module, model.parameters, optimizer, mechanism(), torch.Generator(), family.batch_first)
 
 
-def test_hooks_are_gone_after_the_round(make_config: Callable[..., RunConfig]) -> None:
+@pytest.mark.parametrize("capture", [True, False], ids=["captured", "hooks"])
+def test_model_is_as_before_after_the_round(make_config: Callable[..., RunConfig], capture: bool) -> None:
     config = make_config()
     model = resident_model(config)
-    gradient_by_step(model, config, [rows_of(config, model)[:2]], mechanism())
+    gradient_by_step(model, config, [rows_of(config, model)[:2]], mechanism(), capture=capture)
+    assert not any("forward" in module.__dict__ for module in model.module.modules())
+    assert not any(hasattr(parameter, "grad_sample") for parameter in model.module.parameters())
     assert not any(module._forward_hooks or module._backward_hooks for module in model.module.modules())
     assert not hasattr(model.module, "autograd_grad_sample_hooks")
 
