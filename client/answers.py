@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from client.self_test import self_test
 from client.site import Site
 from client.training.loop import train_locally
 from common.codecs.codec import decode, encode
@@ -29,17 +30,20 @@ def answer_describe(header: bytes, site: Site, config: RunConfig, model: Adapted
 
     Raises:
         WireError: for a request that is not for this run.
-        PrivacyError: if the budget cannot be planned.
+        PrivacyError: if the budget cannot be planned or the self-test fails.
     """
     request = parse_header(header, DescribeRequest)
     if isinstance(request, Refusal) or request.config_digest != config.digest():
         raise WireError("the request is for another run config; expected the one this site was given.")
+    mechanism = plan_mechanism(config, len(site.rows))
+    if mechanism is not None:
+        self_test(model, config)
     return SiteDescription(
         site=site.name,
         base_fingerprint=model.base.fingerprint,
         initial_fingerprint=fingerprint(_start(model, config.seed)),
         num_examples=len(site.rows) if config.privacy.unit == "none" else None,
-        mechanism=_report(plan_mechanism(config, len(site.rows))),
+        mechanism=_report(mechanism),
     )
 
 

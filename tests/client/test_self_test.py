@@ -1,0 +1,104 @@
+"""The self-test passes on what is sound and catches what is planted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from opacus.optimizers import DPOptimizer
+
+import client.dp.capture
+import client.self_test
+from client.self_test import self_test
+from common.config.run import RunConfig
+from common.errors import PrivacyError
+from common.models.resident import resident_model
+
+PRIVATE = {"unit": "example", "noise_multiplier": 1.0}
+
+
+@pytest.fixture(autouse=True)
+def _afresh() -> None:
+    self_test.cache_clear()
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "gpt2", "llama", "qwen2"])
+@pytest.mark.parametrize("method", ["fedit", "ffa_lora"])
+def test_sound_set_up_passes_and_is_left_as_it_was(
+    make_config: Callable[..., RunConfig], family: str, method: str
+) -> None:
+    config = make_config(family, privacy=PRIVATE, aggregation={"method": method}, adapter={"dropout": 0.2})
+    model = resident_model(config)
+    before = model.state()
+    assert self_test(model, config) > 0
+    assert all(torch.equal(value, before[name]) for name, value in model.state().items())
+
+
+@pytest.mark.parametrize("kind", ["causal", "bf16", "head only", "checkpointing"])
+def test_other_set_ups_pass(make_config: Callable[..., RunConfig], kind: str) -> None:
+    config = {
+        "causal": lambda: make_config("llama", "causal_lm", privacy=PRIVATE),
+        "bf16": lambda: make_config(model={"dtype": "bf16"}, privacy=PRIVATE),
+        "head only": lambda: make_config(adapter={"kind": "head_only"}, privacy=PRIVATE),
+        "checkpointing": lambda: make_config(model={"gradient_checkpointing": True}, privacy=PRIVATE),
+    }[kind]()
+    self_test(resident_model(config), config)
+
+
+def plant(patch: pytest.MonkeyPatch, fault: str) -> None:
+    clip, noise, leave = DPOptimizer.clip_and_accumulate, DPOptimizer.add_noise, client.dp.capture._leave
+    decode = client.self_test.decode
+
+    def no_clip(self: DPOptimizer) -> None:
+        self.max_grad_norm *= 1e6
+        clip(self)
+        self.max_grad_norm /= 1e6
+
+    def double_clip(self: DPOptimizer) -> None:
+        self.max_grad_norm *= 2
+        clip(self)
+        self.max_grad_norm /= 2
+
+    def mixed(parameter: Any, grad_sample: torch.Tensor) -> None:
+        leave(parameter, grad_sample.mean(dim=0, keepdim=True).expand_as(grad_sample).contiguous())
+
+    def lost(parameter: Any, grad_sample: torch.Tensor) -> None:
+        if grad_sample.dim() == 3:
+            leave(parameter, grad_sample)
+
+    def no_noise(self: DPOptimizer) -> None:
+        std, self.noise_multiplier = self.noise_multiplier, 0.0
+        noise(self)
+        self.noise_multiplier = std
+        for parameter in self.params:
+            parameter.grad.zero_()
+
+    def corrupt(*arguments: Any) -> Any:
+        return {name: value + 1e-2 for name, value in decode(*arguments).items()}
+
+    target: dict[str, tuple[Any, str, Any]] = {
+        "no clipping": (DPOptimizer, "clip_and_accumulate", no_clip),
+        "twice the clip": (DPOptimizer, "clip_and_accumulate", double_clip),
+        "records mixed": (client.dp.capture, "_leave", mixed),
+        "gradient lost": (client.dp.capture, "_leave", lost),
+        "nothing moves": (DPOptimizer, "add_noise", no_noise),
+        "corrupt packing": (client.self_test, "decode", corrupt),
+    }
+    patch.setattr(*target[fault])
+
+
+@pytest.mark.parametrize(
+    "fault", ["no clipping", "twice the clip", "records mixed", "gradient lost", "nothing moves", "corrupt packing"]
+)
+def test_planted_fault_is_caught(
+    make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    config = make_config(privacy=PRIVATE)
+    model = resident_model(config)
+    before = model.state()
+    plant(monkeypatch, fault)
+    with pytest.raises(PrivacyError):
+        self_test(model, config)
+    assert all(torch.equal(value, before[name]) for name, value in model.state().items())
