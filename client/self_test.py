@@ -26,6 +26,7 @@ from common.errors import PrivacyError
 from common.methods import trained_names
 from common.models.adapter import AdaptedModel
 from common.privacy.planning import Mechanism
+from common.randomness import CryptoStream
 from common.tasks.catalog import TASKS
 from common.tensors import Tensors, l2_norm, manifest_of, subtract
 
@@ -108,8 +109,8 @@ def _step(model: AdaptedModel, config: RunConfig, rows: Sequence[TokenRow], clip
     parameters = model.train_only(trained_names(config, model.parameters))
     optimizer = torch.optim.SGD(parameters.values(), lr=1.0)
     mechanism = Mechanism(noise, clip, 1.0, 1.0, 1, 1e-5, "rdp")
-    generator = torch.Generator().manual_seed(1)
-    with DpStep(model.module, parameters, optimizer, mechanism, generator, model.base.family.batch_first) as step:
+    stream = CryptoStream(bytes(32))
+    with DpStep(model.module, parameters, optimizer, mechanism, stream, model.base.family.batch_first) as step:
         step.micro_batch(_losses(model, config, rows), len(rows))
         step.apply(len(rows))
     moved = subtract(before, model.state())

@@ -9,24 +9,30 @@ knows the seed could subtract the noise. A virtual site may be keyed, so that a 
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from torch import Tensor
+
+
+def _digest(*parts: str | int) -> bytes:
+    """SHA-256 over typed, length-prefixed parts, so that ("a", "bc") and ("ab", "c") differ."""
+    digest = hashlib.sha256()
+    for part in parts:
+        text = f"{type(part).__name__}:{part}".encode()
+        digest.update(len(text).to_bytes(4, "big") + text)
+    return digest.digest()
 
 
 def stream_seed(seed: int, purpose: str, *key: str | int) -> int:
-    """Return the 64-bit seed of the stream named by ``(seed, purpose, *key)``.
-
-    SHA-256 over the length-prefixed parts, so that ("a", "bc") and ("ab", "c") differ.
-    """
-    digest = hashlib.sha256()
-    for part in (seed, purpose, *key):
-        text = f"{type(part).__name__}:{part}".encode()
-        digest.update(len(text).to_bytes(4, "big") + text)
-    return int.from_bytes(digest.digest()[:8], "big")
+    """Return the 64-bit seed of the stream named by ``(seed, purpose, *key)``."""
+    return int.from_bytes(_digest(seed, purpose, *key)[:8], "big")
 
 
 def torch_generator(seed: int, purpose: str, *key: str | int) -> torch.Generator:
@@ -39,36 +45,63 @@ def numpy_generator(seed: int, purpose: str, *key: str | int) -> np.random.Gener
     return np.random.Generator(np.random.PCG64(stream_seed(seed, purpose, *key)))
 
 
+class CryptoStream:
+    """Uniform and normal numbers from a ChaCha20 keystream (RFC 8439): unpredictable to whoever lacks the key.
+
+    Normals come from the Box-Muller transform in float64. Rounding to float32 when they are added leaves the known
+    weakness of floating-point noise (Mironov 2012; 2107.10138): low-order bits of a sum may tell on its terms.
+
+    Args:
+        key: 32 bytes. One key, one stream: the same key gives the same numbers.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self._keystream = Cipher(algorithms.ChaCha20(key, nonce=bytes(16)), mode=None).encryptor()
+
+    def uniform(self, count: int) -> Tensor:
+        """Return ``count`` float64 numbers in the open interval (0, 1), multiples of 2⁻⁵³ shifted by half of one."""
+        words = np.frombuffer(self._keystream.update(bytes(8 * count)), dtype="<u8")
+        return torch.from_numpy(((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """Return standard normal float64 numbers of ``shape``."""
+        count = math.prod(shape)
+        half = (count + 1) // 2
+        radius = self.uniform(half).log_().mul_(-2.0).sqrt_()
+        angle = self.uniform(half).mul_(2.0 * math.pi)
+        return torch.cat([radius * angle.cos(), radius * angle.sin()])[:count].reshape(tuple(shape))
+
+
 class PrivateRandomness(Protocol):
-    """Source of the randomness that privacy rests on: one fresh generator per purpose and round."""
+    """Source of the randomness that privacy rests on: one fresh stream for a purpose and round."""
 
     @property
     def repeatable(self) -> bool:
         """Whether the streams follow from a seed."""
 
-    def generator(self, purpose: str, round_number: int) -> torch.Generator:
-        """Return a CPU generator for one purpose ("noise", "sampling") in one round."""
+    def stream(self, purpose: str, round_number: int) -> CryptoStream:
+        """Return the stream for one purpose ("noise", "sampling") in one round."""
 
 
 @dataclass(frozen=True)
 class SystemRandomness:
-    """Generators seeded by the operating system: never the same stream twice."""
+    """Streams keyed by the operating system: never the same twice."""
 
     repeatable: bool = False
 
-    def generator(self, purpose: str, round_number: int) -> torch.Generator:
-        """Return a generator with a fresh 64-bit seed of the operating system; arguments do not matter."""
-        return torch.Generator().manual_seed(secrets.randbits(63))
+    def stream(self, purpose: str, round_number: int) -> CryptoStream:
+        """Return a stream with a fresh key of the operating system; arguments do not matter."""
+        return CryptoStream(secrets.token_bytes(32))
 
 
 @dataclass(frozen=True)
 class KeyedRandomness:
-    """Repeatable generators for a virtual site. Never for a real one: who knows ``seed`` can subtract the noise."""
+    """Repeatable streams for a virtual site. Never for a real one: who knows ``seed`` can subtract the noise."""
 
     seed: int
     site: str
     repeatable: bool = True
 
-    def generator(self, purpose: str, round_number: int) -> torch.Generator:
-        """Return the generator keyed by (seed, purpose, round, site)."""
-        return torch_generator(self.seed, purpose, round_number, self.site)
+    def stream(self, purpose: str, round_number: int) -> CryptoStream:
+        """Return the stream keyed by (seed, purpose, round, site)."""
+        return CryptoStream(_digest(self.seed, purpose, round_number, self.site))

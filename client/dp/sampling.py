@@ -6,16 +6,16 @@ from collections.abc import Iterator
 
 import torch
 
+from common.randomness import CryptoStream
 
-def poisson_batches(
-    num_examples: int, sample_rate: float, steps: int, generator: torch.Generator
-) -> Iterator[list[int]]:
+
+def poisson_batches(num_examples: int, sample_rate: float, steps: int, stream: CryptoStream) -> Iterator[list[int]]:
     """Yield ``steps`` batches in which each record is, independently, with probability ``sample_rate``.
 
     This is the sampling that the accountant assumes; batches vary in size and may be empty.
     """
     for _ in range(steps):
-        chosen = torch.rand(num_examples, generator=generator, dtype=torch.float64) < sample_rate
+        chosen = stream.uniform(num_examples) < sample_rate
         yield chosen.nonzero().flatten().tolist()
 
 

@@ -1,9 +1,9 @@
 """The DP-SGD step: per-example gradients, clipped, summed, noised, divided by the expected batch size.
 
 Per-example gradients are captured in the trainable linear layers, or, where another kind of layer is trained, computed
-by Opacus' hooks; Opacus' optimizer does clipping, noise and scaling. One logical Poisson batch is computed in
-micro-batches, whose clipped gradients add up exactly; then one step with an empty micro-batch adds the noise. So a
-batch without records takes the same path: noise alone.
+by Opacus' hooks; Opacus' optimizer clips and scales, and the noise comes from a cryptographic stream. One logical
+Poisson batch is computed in micro-batches, whose clipped gradients add up exactly; then one step with an empty
+micro-batch adds the noise. So a batch without records takes the same path: noise alone.
 """
 
 from __future__ import annotations
@@ -11,15 +11,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from types import TracebackType
+from typing import Any
 
 import torch
 from opacus.grad_sample import GradSampleHooks
 from opacus.optimizers import DPOptimizer
+from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed
 from torch import Tensor, nn
 
 from client.dp.capture import captured_gradients, trainable_linears
 from common.errors import PrivacyError
 from common.privacy.planning import Mechanism
+from common.randomness import CryptoStream
+
+
+class _NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
+    """Opacus' optimizer with noise from a cryptographic stream instead of torch's generator."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, stream: CryptoStream, **settings: Any) -> None:
+        super().__init__(optimizer, **settings)
+        self._stream = stream
+
+    def add_noise(self) -> None:
+        """Put the clipped sum plus noise of standard deviation σ C into ``grad``."""
+        deviation = self.noise_multiplier * self.max_grad_norm
+        for parameter in self.params:
+            total = parameter.summed_grad
+            _check_processed_flag(total)
+            noise = self._stream.normal(total.shape) * deviation
+            parameter.grad = (total + noise.to(total.dtype).to(total.device)).view_as(parameter)
+            _mark_as_processed(total)
 
 
 class DpStep:
@@ -32,7 +53,7 @@ class DpStep:
         parameters: the trained parameters by name.
         optimizer: the optimizer that gets the noisy gradient.
         mechanism: clip norm, noise multiplier, expected batch size.
-        noise: generator of the noise.
+        noise: stream that the noise is drawn from.
         batch_first: whether activations are [B, ...].
         capture: whether linear layers are captured; False takes Opacus' hooks, the reference.
 
@@ -46,7 +67,7 @@ class DpStep:
         parameters: Mapping[str, nn.Parameter],
         optimizer: torch.optim.Optimizer,
         mechanism: Mechanism,
-        noise: torch.Generator,
+        noise: CryptoStream,
         batch_first: bool,
         capture: bool = True,
     ) -> None:
@@ -55,21 +76,17 @@ class DpStep:
                 "this model family computes with time before batch, where per-example gradients of its layers "
                 "would be wrong; expected another base model, or privacy.unit 'none'."
             )
-        device = next(iter(parameters.values())).device
-        if noise.device != device:
-            seed = int(torch.randint(2**62, (1,), generator=noise).item())
-            noise = torch.Generator(device).manual_seed(seed)
         self._module = module
         self._parameters = dict(parameters)
         self._layers = trainable_linears(module, parameters) if capture else None
         self._open = ExitStack()
-        self._optimizer = DPOptimizer(
+        self._optimizer = _NoisyOptimizer(
             optimizer,
+            noise,
             noise_multiplier=mechanism.noise_multiplier,
             max_grad_norm=mechanism.clip_norm,
             expected_batch_size=mechanism.expected_batch_size,
             loss_reduction="mean",
-            generator=noise,
         )
 
     def __enter__(self) -> DpStep:

@@ -129,8 +129,8 @@ def _batches(
     site: Site, config: RunConfig, round_number: int, steps: int, mechanism: Mechanism | None
 ) -> Iterator[list[int]]:
     if mechanism is not None:
-        generator = site.randomness.generator("sampling", round_number)
-        return poisson_batches(len(site.rows), mechanism.sample_rate, steps, generator)
+        stream = site.randomness.stream("sampling", round_number)
+        return poisson_batches(len(site.rows), mechanism.sample_rate, steps, stream)
     order = torch_generator(config.seed, "order", round_number, site.name)
     return shuffled_batches(len(site.rows), config.training.batch_size, steps, order)
 
@@ -146,7 +146,7 @@ def _gradient_step(
 ) -> AbstractContextManager[GradientStep]:
     if mechanism is None:
         return nullcontext(PlainStep(list(parameters.values()), optimizer, config.training.max_grad_norm))
-    noise = site.randomness.generator("noise", round_number)
+    noise = site.randomness.stream("noise", round_number)
     family = model.base.family
     return DpStep(model.module, parameters, optimizer, mechanism, noise, family.batch_first)
 

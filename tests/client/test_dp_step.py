@@ -18,6 +18,7 @@ from common.errors import PrivacyError
 from common.models.adapter import AdaptedModel
 from common.models.resident import resident_model
 from common.privacy.planning import Mechanism
+from common.randomness import CryptoStream
 from common.tasks.catalog import TASKS
 from common.tensors import Tensors, l2_norm
 
@@ -70,7 +71,7 @@ def gradient_by_step(
     parameters = model.train_only(frozenset(model.parameters))
     optimizer = torch.optim.SGD(parameters.values(), lr=1.0)
     model.module.train()
-    noise = torch.Generator().manual_seed(0)
+    noise = CryptoStream(bytes(32))
     with DpStep(model.module, parameters, optimizer, rule, noise, batch_first=True, capture=capture) as step:
         for batch in batches:
             step.micro_batch(losses(model, config, batch), 0)
@@ -154,8 +155,8 @@ def test_noise_over_a_million_draws_has_its_deviation() -> None:
     torch.nn.init.zeros_(layer.weight)
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
     rule = mechanism(clip=0.1, noise=1.3, expected=4.0)
-    generator = torch.Generator().manual_seed(5)
-    with DpStep(layer, {"weight": layer.weight}, optimizer, rule, generator, batch_first=True) as step:
+    noise = CryptoStream(bytes(32))
+    with DpStep(layer, {"weight": layer.weight}, optimizer, rule, noise, batch_first=True) as step:
         step.apply(0)
     draws = layer.weight.detach().double().flatten().numpy()
     assert draws.std() == pytest.approx(1.3 * 0.1 / 4.0, rel=0.005)
@@ -168,7 +169,7 @@ def test_time_major_family_is_refused(make_config: Callable[..., RunConfig]) -> 
     optimizer = torch.optim.SGD(model.parameters.values(), lr=1.0)
     family = model.base.family
     with pytest.raises(PrivacyError, match="time before batch"):
-        DpStep(model.module, model.parameters, optimizer, mechanism(), torch.Generator(), family.batch_first)
+        DpStep(model.module, model.parameters, optimizer, mechanism(), CryptoStream(bytes(32)), family.batch_first)
 
 
 @pytest.mark.parametrize("capture", [True, False], ids=["captured", "hooks"])
@@ -186,12 +187,12 @@ def test_poisson_sampling_includes_each_record_at_the_accounted_rate() -> None:
     steps, rate = 4000, 0.1
     counts = torch.zeros(50)
     sizes = []
-    for batch in poisson_batches(50, rate, steps, torch.Generator().manual_seed(0)):
+    for batch in poisson_batches(50, rate, steps, CryptoStream(bytes(32))):
         counts[batch] += 1
         sizes.append(len(batch))
     pvalues = [stats.binomtest(int(count), steps, rate).pvalue for count in counts]
     assert min(pvalues) > 1e-6 / 50
-    assert 0 in {len(b) for b in poisson_batches(5, 0.1, 200, torch.Generator().manual_seed(0))}
+    assert 0 in {len(b) for b in poisson_batches(5, 0.1, 200, CryptoStream(bytes(32)))}
     assert torch.tensor(sizes).double().std() == pytest.approx(math.sqrt(50 * rate * (1 - rate)), rel=0.1)
 
 

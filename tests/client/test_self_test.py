@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from opacus.optimizers import DPOptimizer
 
 import client.dp.capture
+import client.dp.step
 import client.self_test
 from client.self_test import self_test
 from common.config.run import RunConfig
@@ -47,16 +47,19 @@ def test_other_set_ups_pass(make_config: Callable[..., RunConfig], kind: str) ->
     self_test(resident_model(config), config)
 
 
+Optimizer = client.dp.step._NoisyOptimizer
+
+
 def plant(patch: pytest.MonkeyPatch, fault: str) -> None:
-    clip, noise, leave = DPOptimizer.clip_and_accumulate, DPOptimizer.add_noise, client.dp.capture._leave
+    clip, noise, leave = Optimizer.clip_and_accumulate, Optimizer.add_noise, client.dp.capture._leave
     decode = client.self_test.decode
 
-    def no_clip(self: DPOptimizer) -> None:
+    def no_clip(self: Optimizer) -> None:
         self.max_grad_norm *= 1e6
         clip(self)
         self.max_grad_norm /= 1e6
 
-    def double_clip(self: DPOptimizer) -> None:
+    def double_clip(self: Optimizer) -> None:
         self.max_grad_norm *= 2
         clip(self)
         self.max_grad_norm /= 2
@@ -68,7 +71,7 @@ def plant(patch: pytest.MonkeyPatch, fault: str) -> None:
         if grad_sample.dim() == 3:
             leave(parameter, grad_sample)
 
-    def no_noise(self: DPOptimizer) -> None:
+    def no_noise(self: Optimizer) -> None:
         std, self.noise_multiplier = self.noise_multiplier, 0.0
         noise(self)
         self.noise_multiplier = std
@@ -79,11 +82,11 @@ def plant(patch: pytest.MonkeyPatch, fault: str) -> None:
         return {name: value + 1e-2 for name, value in decode(*arguments).items()}
 
     target: dict[str, tuple[Any, str, Any]] = {
-        "no clipping": (DPOptimizer, "clip_and_accumulate", no_clip),
-        "twice the clip": (DPOptimizer, "clip_and_accumulate", double_clip),
+        "no clipping": (Optimizer, "clip_and_accumulate", no_clip),
+        "twice the clip": (Optimizer, "clip_and_accumulate", double_clip),
         "records mixed": (client.dp.capture, "_leave", mixed),
         "gradient lost": (client.dp.capture, "_leave", lost),
-        "nothing moves": (DPOptimizer, "add_noise", no_noise),
+        "nothing moves": (Optimizer, "add_noise", no_noise),
         "corrupt packing": (client.self_test, "decode", corrupt),
     }
     patch.setattr(*target[fault])

@@ -122,11 +122,11 @@ def test_virtual_noise_is_keyed_by_site_and_round_and_real_noise_is_not(make_con
     for number in range(3):
         for round_number in (1, 2):
             for purpose in ("noise", "sampling"):
-                generator = site_of(config, model, number).randomness.generator(purpose, round_number)
-                draws.add(float(torch.rand(1, generator=generator)))
+                stream = site_of(config, model, number).randomness.stream(purpose, round_number)
+                draws.add(float(stream.uniform(1)))
     assert len(draws) == 12
     system = SystemRandomness()
-    assert len({float(torch.rand(1, generator=system.generator("noise", 1))) for _ in range(50)}) == 50
+    assert len({float(system.stream("noise", 1).uniform(1)) for _ in range(50)}) == 50
 
 
 @pytest.mark.parametrize(
