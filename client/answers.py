@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from client.self_test import self_test
 from client.site import Site
+from client.start_check import self_test
 from client.training.loop import train_locally
 from common.codecs.codec import decode, encode
 from common.config.run import RunConfig
@@ -13,7 +13,7 @@ from common.errors import WireError
 from common.methods import trained_names
 from common.models.adapter import AdaptedModel, initial_adapter
 from common.privacy.planning import Mechanism, plan_mechanism
-from common.tensors import Tensors, fingerprint, manifest_of
+from common.tensors import Tensors, fingerprint, is_finite, manifest_of
 from common.wire import (
     DescribeRequest,
     MechanismReport,
@@ -24,9 +24,12 @@ from common.wire import (
     parse_header,
 )
 
+LARGEST_WEIGHT = 1e4
+"""Largest value a site takes in an adapter; larger ones serve only to make gradients overflow."""
+
 
 def answer_describe(header: bytes, site: Site, config: RunConfig, model: AdaptedModel) -> SiteDescription:
-    """Describe the site for a run: base model, mechanism, and its number of rows where no DP hides it.
+    """Describe the site for a run: base model, mechanism, and without DP its number of rows.
 
     Raises:
         WireError: for a request that is not for this run.
@@ -67,7 +70,12 @@ def answer_train(
     names = trained_names(config, start)
     manifest = manifest_of({name: start[name] for name in names})
     received = decode(payload, manifest, config.communication.codec)
+    largest = max(float(value.abs().max()) for value in received.values())
+    if not is_finite(received) or largest > LARGEST_WEIGHT:
+        raise WireError(f"the adapter holds values beyond {LARGEST_WEIGHT:g}; expected a trained adapter's.")
     mechanism = plan_mechanism(config, len(site.rows))
+    if mechanism is not None:
+        self_test(model, config)
     result = train_locally(model, site, config, {**start, **received}, names, request.round, mechanism)
     reply = TrainReply(
         site=site.name,
@@ -75,7 +83,6 @@ def answer_train(
         nonce=request.nonce,
         base_fingerprint=model.base.fingerprint,
         steps=result.steps,
-        seconds_training=result.seconds,
         train_loss=result.train_loss,
         mechanism=_report(mechanism),
     )

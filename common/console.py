@@ -35,6 +35,16 @@ def one_line_errors(debug: bool) -> Iterator[None]:
         line = " ".join(str(error).split())
         error_console().print(f"error: {line}", markup=False)
         raise typer.Exit(2 if isinstance(error, ConfigError | DataError | ModelError) else 1) from None
+    except OSError as error:
+        if debug:
+            raise
+        place = f" {error.filename}" if error.filename else ""
+        error_console().print(
+            f"error:{place}: {error.strerror or type(error).__name__}; expected a place that can be written. What was "
+            "checkpointed is kept: make room, then go on with --resume.",
+            markup=False,
+        )
+        raise typer.Exit(1) from None
 
 
 def print_version(program: str, wanted: bool) -> None:

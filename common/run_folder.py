@@ -41,7 +41,11 @@ class RunFolder:
         Raises:
             RunError: if something does.
         """
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        try:
+            taken = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        except (OSError, ValueError):
+            raise RunError(f"{str(self.path)[:200]!r} cannot be used; expected a writable place for --out.") from None
+        if taken:
             raise RunError(
                 f"{self.path} exists and is not empty; expected a new folder. "
                 "Choose another --out, or go on with --resume."
@@ -71,7 +75,9 @@ class RunFolder:
         if not self.metrics.exists():
             return []
         records = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        for line in self.metrics.read_text(encoding="utf-8").split("\n"):
+            if not line:
+                continue
             try:
                 records.append(json.loads(line))
             except ValueError:

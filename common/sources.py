@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 from common.errors import ConfigError
@@ -32,7 +33,8 @@ def anchor(source: str, base: Path) -> str:
     """Return ``source`` with a relative path made absolute against ``base``; other kinds unchanged."""
     if is_hub(source) or source.startswith(PACKAGE_PREFIX):
         return source
-    return str((base / Path(source).expanduser()).resolve())
+    home = os.path.expanduser(source)
+    return os.path.abspath(base / home)
 
 
 def local_path(source: str, key: str) -> Path:
@@ -48,7 +50,10 @@ def local_path(source: str, key: str) -> Path:
     if not source.startswith(PACKAGE_PREFIX):
         return Path(source)
     name, _, rest = source.removeprefix(PACKAGE_PREFIX).partition("/")
-    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    try:
+        spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    except (ValueError, ImportError):
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         extra = " It comes with: pip install 'fedtune[quickstart]'." if "minilm" in name else ""
         raise ConfigError(f"{key}: package {name!r} is not installed; expected an installed import package.{extra}")

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from common.config.section import Section
 from common.errors import WireError
@@ -27,7 +27,15 @@ PAYLOAD = "fedtune.payload"
 MAX_HEADER_BYTES = 65536
 
 Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-SiteName = Annotated[str, Field(min_length=1, max_length=128)]
+
+
+def _printable(name: str) -> str:
+    if not name.isprintable():
+        raise ValueError("not printable")
+    return name
+
+
+SiteName = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_printable)]
 
 
 class DescribeRequest(Section):
@@ -41,13 +49,17 @@ class DescribeRequest(Section):
 class MechanismReport(Section):
     """What a site does in a round to make its update private."""
 
-    noise_multiplier: Annotated[float, Field(gt=0)]
-    sample_rate: Annotated[float, Field(gt=0, le=1)]
-    steps: Annotated[int, Field(ge=0)]
+    noise_multiplier: Annotated[float, Field(ge=1e-9, le=1e5)]
+    sample_rate: Annotated[float, Field(ge=1e-9, le=1)]
+    steps: Annotated[int, Field(ge=1, le=10**7)]
 
 
 class SiteDescription(Section):
-    """What a site says of itself before the first round. ``num_examples`` is None under differential privacy."""
+    """What a site says of itself before the first round.
+
+    ``num_examples`` is None under differential privacy. Where the sample rate is a batch size over the number of rows,
+    the mechanism tells that number all the same: it is taken as public, see the claim.
+    """
 
     kind: Literal["description"] = "description"
     protocol: Literal[1] = 1
@@ -81,9 +93,8 @@ class TrainReply(Section):
     round: Annotated[int, Field(ge=1)]
     nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     base_fingerprint: Fingerprint
-    steps: Annotated[int, Field(ge=0)]
-    seconds_training: Annotated[float, Field(ge=0)]
-    train_loss: float | None
+    steps: Annotated[int, Field(ge=0, le=10**7)]
+    train_loss: Annotated[float, Field(ge=-1e6, le=1e6)] | None
     mechanism: MechanismReport | None
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from common.config.run import RunConfig
 from common.errors import RunError
+from common.privacy.accounting import Segment, epsilon_spent
+from common.privacy.planning import steps_per_round
 from common.randomness import numpy_generator
 from common.wire import SiteDescription
 
@@ -47,7 +49,8 @@ def admit_members(
         initial: fingerprint of the initial adapter.
 
     Raises:
-        RunError: for another base model, another initial adapter, two sites of one name, a missing declaration.
+        RunError: for another base model, another initial adapter, two sites of one name, a missing declaration,
+            a mechanism that does not keep the budget.
     """
     members: dict[str, Member] = {}
     for node_id, description in descriptions.items():
@@ -64,12 +67,35 @@ def admit_members(
                 f"site {site!r} derives another initial adapter from the seed; expected the same. "
                 "Install the same versions of torch and fedtune there."
             )
-        if (description.mechanism is None) != (config.privacy.unit == "none"):
-            raise RunError(f"site {site!r} plans another privacy unit than {config.privacy.unit!r}.")
+        _expect_mechanism(description, config)
         if config.aggregation.weights == "examples" and description.num_examples is None:
             raise RunError(f"site {site!r} declares no number of rows; expected one for weights 'examples'.")
         members[site] = Member(node_id, description)
     return dict(sorted(members.items()))
+
+
+def _expect_mechanism(description: SiteDescription, config: RunConfig) -> None:
+    """Check that what a site plans keeps the run's budget.
+
+    Raises:
+        RunError: for another privacy unit, other steps, or an ε above the run's.
+    """
+    site, planned, privacy = description.site, description.mechanism, config.privacy
+    if (planned is None) != (privacy.unit == "none"):
+        raise RunError(f"site {site!r} plans another privacy unit; expected {privacy.unit!r}.")
+    if planned is None:
+        return
+    if planned.steps != steps_per_round(config, 1.0 / planned.sample_rate):
+        raise RunError(f"site {site!r} plans {planned.steps} steps a round; expected those of the run config.")
+    target = privacy.target_epsilon
+    if target is None:
+        if planned.noise_multiplier != privacy.noise_multiplier:
+            raise RunError(f"site {site!r} plans another noise multiplier; expected {privacy.noise_multiplier:g}.")
+        return
+    whole = Segment(planned.noise_multiplier, planned.sample_rate, planned.steps * config.federation.rounds)
+    spent = epsilon_spent([whole], privacy.delta, privacy.accountant)
+    if not spent <= target + 1e-6:
+        raise RunError(f"site {site!r} would spend ε {spent:.2f}; expected at most {target:g}.")
 
 
 def sample_cohort(names: Sequence[str], config: RunConfig, round_number: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
+from common.atomic import write_atomic
 from common.config.load import dump_run_config, load_run_config
 from common.config.run import RunConfig
 from common.data.federated import load_federated_data
@@ -74,15 +76,15 @@ def run_federation(
     keeper = _Keeper(config, settings, model, start, watch)
     if completed is None:
         folder.create()
-        folder.config.write_text(dump_run_config(config), encoding="utf-8")
+        write_atomic(folder.config, dump_run_config(config).encode())
+        keeper.checkpoint(0, adapter)
     else:
         folder.rewind(completed.round)
     folder.log(_start_record(config, settings, model, members, time.perf_counter() - began))
     done = 0 if completed is None else completed.round
     watch.run_started(config, list(members), done)
-    if completed is None:
+    if done == 0 and not any(record["kind"] == "evaluation" for record in folder.records()):
         keeper.evaluate(0, adapter)
-        keeper.checkpoint(0, adapter)
     strategy = FederatedTuning(
         config=config, members=members, adapter=adapter, base_fingerprint=model.base.fingerprint,
         observer=watch, completed_rounds=done, round_done=keeper.round_done,
@@ -100,6 +102,12 @@ def _completed(folder: RunFolder, config: RunConfig) -> Checkpoint:
         raise RunError(
             f"{folder.path} was started with another config ({_differing(folder, config)}); expected the same. "
             "Resume with the same config, or start afresh with another --out."
+        )
+    logged = [record["round"] for record in folder.records() if record["kind"] == "round"]
+    if logged[: checkpoint.round] != list(range(1, checkpoint.round + 1)):
+        raise RunError(
+            f"{folder.metrics} lacks rounds up to the checkpoint's {checkpoint.round}; expected all, since ε is summed "
+            "from them. Restore the file or start afresh."
         )
     return checkpoint
 
@@ -160,21 +168,23 @@ class _Keeper:
 
     def round_done(self, number: int, adapter: Tensors, record: dict[str, Any]) -> None:
         self._folder.log(record)
-        rounds = [known for known in self._folder.records() if known["kind"] == "round"]
-        spent = epsilon_by_site(rounds, self._config)
         every, last = self._config.evaluation.every, self._config.federation.rounds
         if number == last or (every and number % every == 0):
             self.evaluate(number, adapter)
         self.checkpoint(number, adapter)
+        rounds = [known for known in self._folder.records() if known["kind"] == "round"]
+        spent = epsilon_by_site(rounds, self._config)
         self._watch.round_ended(record, max(spent.values(), default=None))
 
     def evaluate(self, number: int, adapter: Tensors) -> None:
         if self._evaluator is None:
             return
         began = time.perf_counter()
-        metrics = self._evaluator({**self._start, **adapter}).as_dict()
+        evaluation = self._evaluator({**self._start, **adapter})
+        if not all(math.isfinite(value) for value in evaluation.overall.values()):
+            raise RunError(f"training diverged: round {number} evaluates to no finite loss. Lower training.lr.")
         record = {
-            "kind": "evaluation", "round": number, "split": "test", "metrics": metrics,
+            "kind": "evaluation", "round": number, "split": "test", "metrics": evaluation.as_dict(),
             "seconds": time.perf_counter() - began,
         }  # fmt: skip
         self._folder.log(record)

@@ -27,7 +27,6 @@ class Outcome:
         reason: why it was not admitted.
         bytes_down: bytes of the request, header and payload.
         bytes_up: bytes of the reply.
-        seconds_training: as the site reports it.
         steps: local steps.
         weight: in the average, relative to the largest of the cohort.
         update_norm: L2 norm of the update as it arrived.
@@ -39,7 +38,6 @@ class Outcome:
     reason: str | None = None
     bytes_down: int = 0
     bytes_up: int = 0
-    seconds_training: float = 0.0
     steps: int = 0
     weight: float = 0.0
     update_norm: float | None = None
@@ -104,7 +102,7 @@ class Round:
             outcome = self._outcome(site, "rejected", reason=str(error), bytes_up=up)
         else:
             outcome = self._outcome(
-                site, "admitted", bytes_up=up, seconds_training=reply.seconds_training, steps=reply.steps,
+                site, "admitted", bytes_up=up, steps=reply.steps,
                 weight=weight, update_norm=l2_norm(update), train_loss=reply.train_loss,
             )  # fmt: skip
         self._aggregating += time.perf_counter() - began
@@ -139,15 +137,15 @@ class Round:
         return adapter
 
     def record(self) -> dict[str, Any]:
-        """Return the round as plain values for ``metrics.jsonl``."""
-        training = sum(outcome.seconds_training for outcome in self.outcomes.values())
+        """Return the round as plain values for ``metrics.jsonl``; seconds of training are those waiting for sites."""
+        total = time.perf_counter() - self._started
         return {
             "kind": "round",
             "round": self.number,
             "sites": {site: asdict(self.outcomes[site]) for site in sorted(self.outcomes)},
             "seconds": {
-                "total": time.perf_counter() - self._started,
-                "training": training,
+                "total": total,
+                "training": total - self._aggregating,
                 "aggregation": self._aggregating,
             },
         }

@@ -12,7 +12,7 @@ from common.methods import trained_names
 from common.models.adapter import AdaptedModel, initial_adapter
 from common.models.resident import resident_model
 from common.privacy.claim import privacy_claim
-from common.privacy.planning import plan_mechanism, steps_per_round
+from common.privacy.planning import plain_steps, plan_mechanism
 from common.tasks.catalog import TASKS
 
 
@@ -77,8 +77,7 @@ def _plan(site: str, data: FederatedData, config: RunConfig) -> dict[str, Any]:
     mechanism = plan_mechanism(config, rows)
     plan: dict[str, Any] = {"train_rows": rows, "test_rows": len(data.test.get(site, ()))}
     if mechanism is None:
-        per_epoch = -(-rows // config.training.batch_size)
-        return plan | {"steps_per_round": steps_per_round(config, per_epoch)}
+        return plan | {"steps_per_round": plain_steps(config, rows)}
     return plan | {
         "steps_per_round": mechanism.steps_per_round,
         "sample_rate": mechanism.sample_rate,

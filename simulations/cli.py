@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.table import Table
 
 from common.config.load import load_run_config
@@ -87,17 +88,21 @@ def _run(settings: RunConfig, folder: Path, config: Path, *, resume: bool, devic
         raise typer.Exit(INTERRUPTED) from None
     for table in closing_tables(summary, settings.data.task):
         console.print(table)
-    console.print(
-        f"Run folder: {folder}/ (adapter/, metrics.jsonl, summary.json)",
-        highlight=False,
-        soft_wrap=True,
-    )
-    other = "--set privacy.unit=none" if settings.privacy.unit != "none" else "--set privacy.unit=example"
-    if settings.aggregation.weights == "examples":
-        other += " --set aggregation.weights=uniform"
-    console.print(f"Next: compare with  fedtune-sim run {config} {other}", highlight=False, soft_wrap=True)
+    for line in (f"Run folder: {folder}/ (adapter/, metrics.jsonl, summary.json)", _next_command(settings, config)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     if quiet:
         sys.stdout.write(f"{folder}\n")
+
+
+def _next_command(settings: RunConfig, config: Path) -> str:
+    """Return the line that names the next useful command: the same run under a stricter, or a first, budget."""
+    target = settings.privacy.target_epsilon
+    if settings.privacy.unit == "none":
+        change = '--set "privacy={unit: example, epsilon: 8}" --set aggregation.weights=uniform'
+        return f"Next, what privacy costs:  fedtune-sim run {config} {change}"
+    if target is None:
+        return f"Next, what the noise means:  fedtune-sim check {config}"
+    return f"Next, what a stricter budget costs:  fedtune-sim run {config} --set privacy.epsilon={target / 4:g}"
 
 
 @app.command()
@@ -137,7 +142,7 @@ def _print_plan(plan: dict[str, Any]) -> None:
     for column in columns:
         table.add_column(column.replace("_", " "), justify="right")
     for site, row in plan["sites"].items():
-        table.add_row(site, *(f"{row[c]:.4g}" if isinstance(row[c], float) else str(row[c]) for c in columns))
+        table.add_row(escape(site), *(f"{row[c]:.4g}" if isinstance(row[c], float) else str(row[c]) for c in columns))
     console.print(table)
     size = plan["bytes_per_site_and_round"]
     for line in (

@@ -7,6 +7,7 @@ from statistics import mean
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -27,10 +28,10 @@ class LiveProgress(Observer):
         self._console = console
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeElapsedColumn(),
             console=console,
             transient=True,
@@ -57,7 +58,7 @@ class LiveProgress(Observer):
         self._sites = self._progress.add_task("sites ", total=len(sites), note="evaluating")
         dp = "no DP" if config.privacy.unit == "none" else "example-level DP"
         again = f", resumed after round {completed_rounds}" if completed_rounds else ""
-        self._console.print(f"[bold]{config.name}[/bold]: {len(sites)} sites, {dp}{again}", highlight=False)
+        self._console.print(f"[bold]{escape(config.name)}[/bold]: {len(sites)} sites, {dp}{again}", highlight=False)
 
     def round_started(self, number: int, cohort: Sequence[str]) -> None:
         """Begin the bar of sites anew."""
@@ -108,7 +109,7 @@ def closing_tables(summary: dict[str, Any], task: str) -> list[Table]:
         names = [site] if site else list(summary["bytes_up"])
         spent = [summary["epsilon"][s] for s in names if s in summary["epsilon"]]
         table.add_row(
-            name, _number(task, _metric(before, site, headline)), _number(task, _metric(after, site, headline)),
+            escape(name), _number(task, _metric(before, site, headline)), _number(task, _metric(after, site, headline)),
             f"{max(spent):.2f}" if spent else "-",
             *(_size(_mean_bytes(summary[key], names)) for key in ("bytes_up", "bytes_down")),
             style=style,

@@ -24,11 +24,6 @@ PAGE = ROOT / "docs" / "results.md"
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """Two-sided 95 % quantiles of Student's t for n runs (n - 1 degrees of freedom)."""
 
-DP = (
-    "privacy={unit: example, epsilon: 8, delta: 1e-5, clip_norm: 0.1, sample_rate: 0.1}",
-    "aggregation.weights=uniform",
-)
-
 
 @dataclass(frozen=True)
 class Line:
@@ -127,6 +122,8 @@ def write_page() -> None:
     text = PAGE.read_text(encoding="utf-8")
     for name, lines in TABLES.items():
         begin, end = f"<!-- {name}: written by make results -->", f"<!-- end of {name} -->"
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise typer.BadParameter(f"{PAGE} lacks the markers of table {name!r}")
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
         text = f"{before}{begin}\n{table(lines)}\n{end}{after}"

@@ -124,7 +124,19 @@ class DpStep:
                 raise PrivacyError(
                     f"no per-example gradient for {name}; expected one for each record. Nothing was released."
                 )
+        self._drop_non_finite(len(losses))
         self._advance(last=False)
+
+    def _drop_non_finite(self, rows: int) -> None:
+        """Let an example whose gradient holds NaN or infinity count as zero, which is within the clip norm.
+
+        Clipping would turn it into NaN whatever the noise, and so tell that the example was there.
+        """
+        gradients = [parameter.grad_sample for parameter in self._parameters.values()]  # type: ignore[attr-defined]
+        finite = torch.stack([torch.isfinite(g.reshape(rows, -1)).all(dim=1) for g in gradients]).all(dim=0)
+        if not bool(finite.all()):
+            for gradient in gradients:
+                gradient[~finite] = 0.0
 
     def apply(self, rows: int) -> None:
         """Add noise to the sum, divide by the expected batch size and step; also for a batch without records."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,8 +17,9 @@ from client.site import Site
 from client.training.optimizers import lr_factor, make_optimizer
 from common.config.run import RunConfig
 from common.data.batches import Collator, micro_batch_size, micro_batches
+from common.errors import RunError
 from common.models.adapter import AdaptedModel
-from common.privacy.planning import Mechanism, steps_per_round
+from common.privacy.planning import Mechanism, plain_steps
 from common.randomness import stream_seed, torch_generator
 from common.tasks.catalog import TASKS
 from common.tensors import Tensors, subtract
@@ -31,13 +32,11 @@ class LocalResult:
     Attributes:
         update: local minus received adapter, for the trained names; float32 on the CPU.
         steps: steps taken.
-        seconds: wall time of the steps.
         train_loss: mean loss over the rows seen, in nats; private, and None under differential privacy.
     """
 
     update: Tensors
     steps: int
-    seconds: float
     train_loss: float | None
 
 
@@ -98,31 +97,29 @@ def train_locally(
     parameters = model.train_only(names)
     optimizer = make_optimizer(config.training, parameters.values())
     steps = _steps(site, config, mechanism)
-    started = time.perf_counter()
     loss_sum, rows_seen = 0.0, 0
     with (
-        _seeded(model.device, stream_seed(config.seed, "dropout", round_number, site.name)),
+        _seeded(model.device, _dropout_seed(site, config, round_number, mechanism)),
         _gradient_step(model, parameters, optimizer, site, config, round_number, mechanism) as step,
     ):
         model.module.train()
         for done, batch in enumerate(_batches(site, config, round_number, steps, mechanism)):
-            progress = (round_number - 1 + done / steps) / config.federation.rounds
+            progress = (round_number - 1 + (done + 0.5) / steps) / config.federation.rounds
             for group in optimizer.param_groups:
                 group["lr"] = config.training.lr * lr_factor(config.training, progress)
             loss_sum += _run_batch(model, site, config, batch, step)
             rows_seen += len(batch)
     trained = {name: parameter.detach().cpu().clone() for name, parameter in parameters.items()}
     mean = None if mechanism is not None else loss_sum / max(1, rows_seen)
-    return LocalResult(subtract(trained, adapter), steps, time.perf_counter() - started, mean)
+    if mean is not None and not math.isfinite(mean):
+        raise RunError(f"training diverged: the loss of a round is {mean}; expected a number. Lower training.lr.")
+    return LocalResult(subtract(trained, adapter), steps, mean)
 
 
 def _steps(site: Site, config: RunConfig, mechanism: Mechanism | None) -> int:
     if mechanism is not None:
         return mechanism.steps_per_round
-    batch_size = config.training.batch_size
-    if (config.training.local_epochs or 1.0) == 1.0:
-        return steps_per_round(config, -(-len(site.rows) // batch_size))
-    return steps_per_round(config, len(site.rows) / batch_size)
+    return plain_steps(config, len(site.rows))
 
 
 def _batches(
@@ -164,6 +161,17 @@ def _run_batch(model: AdaptedModel, site: Site, config: RunConfig, batch: list[i
         total += float(losses.detach().sum())
     step.apply(len(batch))
     return total
+
+
+def _dropout_seed(site: Site, config: RunConfig, round_number: int, mechanism: Mechanism | None) -> int:
+    """Seed of the dropout masks. Under DP they come from the site's own randomness.
+
+    Masks fall to records by position, so that one more record shifts the others' masks: with masks that the coordinator
+    knows, that would move the sum by more than the clip norm.
+    """
+    if mechanism is None:
+        return stream_seed(config.seed, "dropout", round_number, site.name)
+    return int(float(site.randomness.stream("dropout", round_number).uniform(1)) * 2**53)
 
 
 @contextmanager

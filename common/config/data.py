@@ -68,7 +68,7 @@ class DataConfig(Section):
         if self.task == "classification":
             if self.labels is None:
                 raise ValueError("labels is missing; expected the list of labels of the classification")
-            if len(set(self.labels)) != len(self.labels):
+            if len({str(label) for label in self.labels}) != len(self.labels):
                 raise ValueError("labels has a label twice; expected each once")
         elif self.labels is not None:
             raise ValueError("labels is set for task 'causal_lm', which has none; remove it")

@@ -101,8 +101,8 @@ def _apply_override(document: Document, override: str) -> None:
     for known in [known for known in document.places if known[: len(path)] == path]:
         del document.places[known]
     document.places[path] = f"--set {override}"
-    if path in {("model", "source"), ("data", "train"), ("data", "test")}:
-        _anchor_sources({keys[0]: place}, Path.cwd())
+    if path in {("model", "source"), ("data", "train"), ("data", "test"), ("model",), ("data",)}:
+        _anchor_sources({keys[0]: document.values[keys[0]]}, Path.cwd())
 
 
 def _explain(detail: ErrorDetails, document: Document) -> str:

@@ -14,15 +14,15 @@ class PrivacyConfig(Section):
 
     unit: Literal["none", "example"] = "example"
     """example: DP-SGD at each site protects single records; none: no guarantee at all."""
-    epsilon: Annotated[float, Field(gt=0)] | None = None
+    epsilon: Annotated[float, Field(gt=0, le=1000)] | None = None
     """ε that the whole run may spend at a site; 8 if neither this nor noise_multiplier is given."""
     delta: Annotated[float, Field(gt=0, lt=0.5)] = 1e-5
     """δ of the guarantee; well below one over the number of records."""
-    noise_multiplier: Annotated[float, Field(gt=0)] | None = None
+    noise_multiplier: Annotated[float, Field(ge=1e-9, le=1e5)] | None = None
     """Standard deviation of the noise in units of clip_norm, in place of epsilon."""
     clip_norm: Annotated[float, Field(gt=0)] = 0.1
     """L2 norm C that each example's gradient is clipped to (Abadi et al. 1607.00133)."""
-    sample_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    sample_rate: Annotated[float, Field(ge=1e-9, le=1)] | None = None
     """Probability q that a record is in a step, the same at every site; without it, batch_size over the site's rows."""
     accountant: Literal["prv", "rdp"] = "prv"
     """prv (Gopi et al. 2106.02848) is tight; rdp (Mironov 1702.07476) is faster and looser."""

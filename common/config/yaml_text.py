@@ -16,9 +16,17 @@ Path = tuple[str | int, ...]
 class _Loader(yaml.SafeLoader):
     """SafeLoader that reads every float of YAML 1.2 as a number and nothing as a date."""
 
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Refuse aliases: nested ones unfold without limit, and a config needs none."""
+        if self.check_event(yaml.AliasEvent):
+            reader: Any = self
+            mark = reader.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem="an alias (*name) is not allowed", problem_mark=mark)
+        return super().compose_node(parent, index)
+
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":float", ":timestamp"))]
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":float", ":timestamp", ":int"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
@@ -26,6 +34,7 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
     list("-+0123456789."),
 )
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
 
 
 @dataclass
@@ -46,7 +55,7 @@ class Document:
 
 def _scalar(loader: _Loader, node: yaml.ScalarNode) -> Any:
     """Return the value of a scalar node; integers win over floats where both match."""
-    if node.tag == "tag:yaml.org,2002:float" and re.fullmatch(r"[-+]?[0-9]+", node.value):
+    if node.style is None and re.fullmatch(r"[-+]?[0-9]{1,30}", node.value):
         return int(node.value)
     return loader.construct_object(node, deep=True)
 
@@ -76,7 +85,7 @@ def _build(loader: _Loader, node: yaml.Node, path: Path, document: Document) -> 
         return items
     try:
         return _scalar(loader, cast(yaml.ScalarNode, node))
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, KeyError) as error:
         raise ConfigError(f"{name} line {line}: value cannot be read as YAML; expected a plain value.") from error
 
 
@@ -90,8 +99,9 @@ def parse_yaml(text: str, name: str) -> Document:
     Raises:
         ConfigError: syntax, anchors in a loop, tabs, duplicate keys, or a top level that is no mapping.
     """
-    loader = _Loader(text)
+    loader = None
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             raise ConfigError(f"{name} is empty; expected a run config. See configs/ for examples.")
@@ -106,10 +116,11 @@ def parse_yaml(text: str, name: str) -> Document:
         problem = (error.problem or "syntax error").replace("\n", " ")
         remedy = "Indent with spaces." if "\\t" in problem else "Check the indentation and quotes there."
         raise ConfigError(f"{place}: {problem}; expected YAML. {remedy}") from error
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, KeyError) as error:
         raise ConfigError(f"{name} cannot be read as YAML; expected plain sections and keys.") from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def parse_value(text: str) -> Any:

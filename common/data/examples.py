@@ -118,6 +118,8 @@ def _messages(value: Any, place: str) -> tuple[tuple[str, str], ...]:
             raise DataError(f"{place}: a chat message lacks role or content; expected both. Correct it.")
         role = _clean(message["role"], "role of a message", place)
         messages.append((role, _clean(message["content"], "content of a message", place)))
+    if messages[0][0] == "assistant":
+        raise DataError(f"{place}: the first message is the assistant's; expected one it answers. Add it.")
     if messages[-1][0] != "assistant":
         raise DataError(
             f"{place}: the last message is by {messages[-1][0]!r}; expected 'assistant', whose words are "

@@ -79,20 +79,23 @@ def read_examples(source: str, data: DataConfig, key: str) -> list[Example]:
 
 def _read_file(path: Path, key: str) -> Iterator[Row]:
     reader = READERS.get(path.suffix.lower())
-    if path.is_dir():
-        raise DataError(f"{key}: {path} is a folder; expected a file ({', '.join(READERS)}). Name the file.")
-    if not path.exists():
-        raise DataError(f"{key}: {path} does not exist; expected a data file. Check the path.")
-    if reader is None:
-        raise DataError(f"{key}: {path.name} has an unknown format; expected {', '.join(READERS)}.")
     try:
+        if path.is_dir():
+            raise DataError(f"{key}: {path} is a folder; expected a file ({', '.join(READERS)}). Name the file.")
+        if not path.exists():
+            raise DataError(f"{key}: {path} does not exist; expected a data file. Check the path.")
+        if not path.is_file():
+            raise DataError(f"{key}: {path} is no regular file; expected a data file. Name a file.")
+        if reader is None:
+            raise DataError(f"{key}: {path.name} has an unknown format; expected {', '.join(READERS)}.")
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{key}: {path.name} byte {error.start} is not UTF-8; expected UTF-8 text. Save it as UTF-8."
         ) from None
-    except OSError as error:
-        raise DataError(f"{key}: {path} cannot be read ({error.strerror}); expected a readable file.") from None
+    except (OSError, ValueError) as error:
+        what = getattr(error, "strerror", None) or "no usable path"
+        raise DataError(f"{key}: {str(path)[:200]!r} cannot be read ({what}); expected a readable file.") from None
     yield from reader(text, path.name)
 
 

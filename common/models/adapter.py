@@ -107,9 +107,23 @@ def adapt(base: BaseModel, adapter: AdapterConfig, data: DataConfig, device: tor
             parameter.data = parameter.data.float()
             saved = name.replace(f".modules_to_save.{_ADAPTER}.", ".").replace(f".{_ADAPTER}.", ".")
             parameters[saved] = parameter
+    _expect_all_kept(module, parameters, targets)
     adapted = AdaptedModel(base, module, dict(sorted(parameters.items())), settings, device)
     adapted.train_only(frozenset(parameters))
     return adapted
+
+
+def _expect_all_kept(module: nn.Module, parameters: Mapping[str, nn.Parameter], targets: str | tuple[str, ...]) -> None:
+    """Check that every factor PEFT made is one we train and send, and that every named target got factors."""
+    kept = {id(parameter) for parameter in parameters.values()}
+    foreign = [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in kept]
+    if foreign or not parameters:
+        what = foreign[0] if foreign else "nothing to train"
+        raise ModelError(f"adapter.target_modules {targets!r} gives {what}; expected linear layers. Name those.")
+    names = () if isinstance(targets, str) else targets
+    missed = [target for target in names if not any(f".{target}.lora_" in f".{name}" for name in parameters)]
+    if missed:
+        raise ModelError(f"adapter.target_modules has {missed[0]!r}, which names no linear layer; expected one.")
 
 
 def initial_adapter(model: AdaptedModel, seed: int) -> Tensors:
@@ -141,7 +155,7 @@ def initial_adapter(model: AdaptedModel, seed: int) -> Tensors:
 
 def _pretrained(model: AdaptedModel, name: str) -> Tensor:
     """The checkpoint's own value of a head parameter, which PEFT keeps beside the trained copy."""
-    inner = name.removeprefix("base_model.model.")
-    stem, _, leaf = inner.rpartition(".")
-    original = model.module.get_parameter(f"base_model.model.{stem}.original_module.{leaf}")
+    head = next(head for head in model.base.family.heads if f".{head}." in name)
+    before, _, after = name.partition(f".{head}.")
+    original = model.module.get_parameter(f"{before}.{head}.original_module.{after}")
     return original.detach().float().cpu().clone()

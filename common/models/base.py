@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 
@@ -18,6 +20,12 @@ from common.config.model import ModelConfig
 from common.errors import ModelError
 from common.models.families import Family, family_of
 from common.sources import hub_id, is_hub, local_path
+
+_LOADING_ERRORS = (
+    OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ArithmeticError, ImportError,
+    SafetensorError, StrictDataclassError,
+)  # fmt: skip
+"""What transformers raises for folders that are broken in one way or another."""
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -50,7 +58,14 @@ def model_folder(config: ModelConfig) -> Path:
         ModelError: a folder that is missing or lacks config or safetensors weights.
     """
     folder = _snapshot(config) if is_hub(config.source) else local_path(config.source, "model.source")
-    if not folder.is_dir():
+    try:
+        present = folder.is_dir()
+        readable = present and os.access(folder, os.R_OK | os.X_OK)
+    except (OSError, ValueError):
+        raise ModelError(f"model.source: {str(folder)[:200]!r} is no usable path; expected a folder.") from None
+    if present and not readable:
+        raise ModelError(f"model.source: {folder} cannot be read (permission denied); expected a readable folder.")
+    if not present:
         what = "is a file" if folder.is_file() else "does not exist"
         raise ModelError(f"model.source: {folder} {what}; expected a folder with a base model. Check the path.")
     if not (folder / "config.json").is_file():
@@ -88,6 +103,8 @@ def choose_device(name: str = "auto") -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("not one of ours")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise ModelError(f"device {name!r} is not available; expected auto, cpu, cuda, cuda:N or mps.") from None
@@ -114,6 +131,19 @@ def load_base(config: ModelConfig, data: DataConfig, device: torch.device) -> Ba
     hf_logging.set_verbosity_error()
     settings = _model_settings(folder, data)
     family = family_of(settings.model_type)
+    if data.task not in family.tasks:
+        raise ModelError(
+            f"model type {settings.model_type!r} cannot be tuned for {data.task}; expected a model for it, or task "
+            f"{family.tasks[0]!r}. Change data.task or the base model."
+        )
+    if family.positions is not None:
+        key, reserved = family.positions
+        limit = int(getattr(settings, key)) - reserved
+        if data.max_length > limit:
+            raise ModelError(
+                f"data.max_length is {data.max_length} but the model has {limit} positions; expected at most as many. "
+                "Lower data.max_length."
+            )
     tokenizer = _load_tokenizer(folder)
     settings.pad_token_id = tokenizer.pad_token_id
     arguments: dict[str, Any] = {
@@ -129,7 +159,7 @@ def load_base(config: ModelConfig, data: DataConfig, device: torch.device) -> Ba
     )
     try:
         module, report = auto.from_pretrained(folder, **arguments)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except _LOADING_ERRORS as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"model.source: {folder} cannot be loaded for {data.task} ({first[:160]}); expected weights that fit "
@@ -174,7 +204,9 @@ def _model_settings(folder: Path, data: DataConfig) -> Any:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         family_of(str(raw.get("model_type")))
         settings = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, AttributeError) as error:
+    except ModelError:
+        raise
+    except _LOADING_ERRORS as error:
         raise ModelError(f"model.source: {folder / 'config.json'} is broken; expected a model config.") from error
     for name, value in settings.to_dict().items():
         if isinstance(value, float) and ("drop" in name):
@@ -192,7 +224,7 @@ def _model_settings(folder: Path, data: DataConfig) -> Any:
 def _load_tokenizer(folder: Path) -> Any:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except _LOADING_ERRORS as error:
         raise ModelError(f"model.source: {folder} has no usable tokenizer; expected tokenizer.json.") from error
     if not tokenizer.is_fast:
         raise ModelError(f"model.source: {folder} has only a slow tokenizer; expected tokenizer.json.")

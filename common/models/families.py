@@ -14,30 +14,37 @@ class Family:
     Attributes:
         targets: names of the layers that get LoRA factors with ``target_modules: auto``.
         heads: names of the modules of the classification head; trained whole.
+        tasks: what it can be tuned for. An encoder sees the whole text, so it is no causal language model.
+        positions: for learnt position embeddings, the config key of their number and how many of them are reserved.
         padding_side: where short rows are filled. XLNet summarises the last position, so it is filled on the left.
         batch_first: False where the encoder works on [T, B, d]; per-example gradients of Opacus do not fit then.
     """
 
     targets: tuple[str, ...]
     heads: tuple[str, ...]
+    tasks: tuple[str, ...] = ("classification",)
+    positions: tuple[str, int] | None = None
     padding_side: str = "right"
     batch_first: bool = True
 
 
-_DECODER = Family(targets=("q_proj", "v_proj"), heads=("score",))
+_POSITIONS = "max_position_embeddings"
+_DECODER = Family(targets=("q_proj", "v_proj"), heads=("score",), tasks=("classification", "causal_lm"))
 
 FAMILIES: dict[str, Family] = {
-    "bert": Family(targets=("query", "value"), heads=("classifier",)),
-    "roberta": Family(targets=("query", "value"), heads=("classifier",)),
-    "xlm-roberta": Family(targets=("query", "value"), heads=("classifier",)),
-    "distilbert": Family(targets=("q_lin", "v_lin"), heads=("pre_classifier", "classifier")),
+    "bert": Family(targets=("query", "value"), heads=("classifier",), positions=(_POSITIONS, 0)),
+    "roberta": Family(targets=("query", "value"), heads=("classifier",), positions=(_POSITIONS, 2)),
+    "xlm-roberta": Family(targets=("query", "value"), heads=("classifier",), positions=(_POSITIONS, 2)),
+    "distilbert": Family(targets=("q_lin", "v_lin"), heads=("pre_classifier", "classifier"), positions=(_POSITIONS, 0)),
     "xlnet": Family(
         targets=("ff.layer_1", "ff.layer_2"),
         heads=("sequence_summary.summary", "logits_proj"),
         padding_side="left",
         batch_first=False,
     ),
-    "gpt2": Family(targets=("c_attn",), heads=("score",)),
+    "gpt2": Family(
+        targets=("c_attn",), heads=("score",), tasks=("classification", "causal_lm"), positions=("n_positions", 0)
+    ),
     "llama": _DECODER,
     "mistral": _DECODER,
     "qwen2": _DECODER,

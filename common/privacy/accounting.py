@@ -20,6 +20,8 @@ TOLERANCE = 0.01
 """Calibrated noise spends between ``epsilon - TOLERANCE`` (or 1 % of it, if that is less) and ``epsilon``."""
 
 _LARGEST_NOISE = 1e4
+_LITTLE_NOISE, _HOPELESS_EPSILON = 0.5, 50.0
+"""With so little noise that RDP gives such an ε, PRV takes minutes to say about the same; RDP's bound is used."""
 
 
 @dataclass(frozen=True, order=True)
@@ -60,6 +62,10 @@ def _epsilon(segments: tuple[Segment, ...], delta: float, accountant: str) -> fl
         return 0.0
     if any(segment.noise_multiplier <= 0 or not 0 < segment.sample_rate <= 1 for segment in segments):
         raise PrivacyError("a step without noise or with a sample rate outside (0, 1] has no finite ε; expected both.")
+    if accountant == "prv" and min(segment.noise_multiplier for segment in segments) < _LITTLE_NOISE:
+        loose = _epsilon(segments, delta, "rdp")
+        if loose > _HOPELESS_EPSILON:
+            return loose
     engine = create_accountant(mechanism=accountant)
     engine.history = [(s.noise_multiplier, s.sample_rate, s.steps) for s in segments]
     try:

@@ -26,7 +26,8 @@ def privacy_claim(config: RunConfig, repeatable_noise: bool) -> str:
         f"{privacy.accountant.upper()} accountant). It holds for each site's records against the coordinator, the "
         "other sites and whoever gets the adapter, and needs trust in none of them. The number of records of a site "
         "is taken as public. A person with several records, or a record held at several sites, is protected less; "
-        "that a site takes part is not hidden. Other runs on the same records add to ε."
+        "that a site takes part is not hidden. ε counts this run alone and each round once: nothing at the site yet "
+        "refuses a coordinator that asks for a round again, or adds up runs on the same records."
     )
     if repeatable_noise:
         claim += (

@@ -82,6 +82,11 @@ def plan_mechanism(config: RunConfig, num_examples: int) -> Mechanism | None:
     )
 
 
+def plain_steps(config: RunConfig, num_examples: int) -> int:
+    """Return the number of steps in a round without differential privacy: whole batches, the last one smaller."""
+    return steps_per_round(config, math.ceil(num_examples / config.training.batch_size))
+
+
 def steps_per_round(config: RunConfig, steps_per_epoch: float) -> int:
     """Return the number of steps in a round, from ``training.local_steps`` or ``local_epochs``."""
     training = config.training

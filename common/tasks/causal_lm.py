@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from torch.nn import functional
 
@@ -32,14 +33,25 @@ def tokenise(examples: Sequence[Example], tokenizer: Any, data: DataConfig) -> l
     """
     if not examples:
         return []
+    rows: list[TokenRow | None] = [None] * len(examples)
+    for chat in (False, True):
+        chosen = [index for index, example in enumerate(examples) if bool(example.messages) == chat]
+        if chosen:
+            part = _tokenise_alike([examples[index] for index in chosen], tokenizer, data, chat=chat)
+            for index, row in zip(chosen, part, strict=True):
+                rows[index] = row
+    return [row for row in rows if row is not None]
+
+
+def _tokenise_alike(examples: Sequence[Example], tokenizer: Any, data: DataConfig, *, chat: bool) -> list[TokenRow]:
     rendered = [_render(example, tokenizer, data) for example in examples]
-    chat = bool(examples[0].messages)
     encoded = tokenizer([text for text, _ in rendered], add_special_tokens=not chat, return_offsets_mapping=True)
     rows = []
     for ids, offsets, (_, spans) in zip(encoded["input_ids"], encoded["offset_mapping"], rendered, strict=True):
         learnt = [any(start < end <= stop for start, stop in spans) and end > begin for begin, end in offsets]
-        if not chat and tokenizer.eos_token_id is not None and ids[-1] != tokenizer.eos_token_id:
-            ids, learnt = [*ids, tokenizer.eos_token_id], [*learnt, True]
+        if not chat and tokenizer.eos_token_id is not None:
+            body = ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids
+            ids, learnt = [*body, tokenizer.eos_token_id], [*learnt[: len(body)], True]
         rows.append(_cut(ids, learnt, data.max_length))
     return rows
 
@@ -55,6 +67,16 @@ def _render(example: Example, tokenizer: Any, data: DataConfig) -> tuple[str, li
             "Choose a chat model, or rows with prompt and completion."
         )
     messages = [{"role": role, "content": content} for role, content in example.messages]
+    try:
+        return _render_chat(messages, tokenizer)
+    except (ValueError, IndexError, KeyError, TypeError, TemplateError) as error:
+        raise DataError(
+            f"the tokenizer's chat template refuses a conversation ({type(error).__name__}); expected turns it knows, "
+            "as a rule user and assistant in alternation, the user first. Correct the messages."
+        ) from None
+
+
+def _render_chat(messages: list[dict[str, str]], tokenizer: Any) -> tuple[str, list[Span]]:
     whole = str(tokenizer.apply_chat_template(messages, tokenize=False))
     spans = []
     for index, message in enumerate(messages):
@@ -97,8 +119,8 @@ def sums(logits: Tensor, batch: Batch) -> Tensor:
     losses, learnt = _token_losses(logits, batch)
     right = (logits[:, :-1].argmax(dim=-1) == batch.targets[:, 1:]) & learnt
     rows = torch.ones(len(batch), device=losses.device)
-    columns = (rows, learnt.sum(dim=1), right.sum(dim=1), losses.double().sum(dim=1))
-    return torch.stack([column.double() for column in columns], dim=1)
+    columns = (rows, learnt.sum(dim=1), right.sum(dim=1), losses.cpu().double().sum(dim=1))
+    return torch.stack([column.cpu().double() for column in columns], dim=1)
 
 
 def metrics(added: Sums) -> Metrics:

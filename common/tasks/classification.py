@@ -35,7 +35,7 @@ def sums(logits: Tensor, batch: Batch) -> Tensor:
     """Per row: 1, whether the likeliest label is right, and the loss; float64 [B, 3]."""
     correct = logits.argmax(dim=-1) == batch.targets
     columns = (torch.ones_like(correct), correct, loss_per_sequence(logits, batch))
-    return torch.stack([column.double() for column in columns], dim=1)
+    return torch.stack([column.cpu().double() for column in columns], dim=1)
 
 
 def metrics(added: Sums) -> Metrics:

@@ -8,6 +8,7 @@ bits, with one accumulator however many sites there are. At 1e-2 the grid is fif
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -27,12 +28,12 @@ class ExactSum:
 
     Attributes:
         totals: int64 tensors by name.
-        weight: sum of the weights.
+        weight: sum of the weights, exact too.
         count: number of terms.
     """
 
     totals: dict[str, Tensor]
-    weight: float = 0.0
+    weight: Fraction = Fraction(0)
     count: int = 0
 
     @classmethod
@@ -54,10 +55,10 @@ class ExactSum:
                 raise AdmissionError("range", f"{name} holds values too large to add; expected below 1e6")
         for name, term in terms.items():
             self.totals[name] += torch.round(term * _SCALE).to(torch.int64)
-        self.weight += weight
+        self.weight += Fraction(weight)
         self.count += 1
 
     def mean(self) -> Tensors:
         """Return Σ w_k u_k / Σ w_k as float32 tensors."""
-        divisor = _SCALE * self.weight
+        divisor = _SCALE * float(self.weight)
         return {name: (total.double() / divisor).float() for name, total in self.totals.items()}

@@ -57,7 +57,7 @@ def _train_epoch(
     shuffled = torch.randperm(len(rows), generator=order).tolist()
     size = config.training.batch_size
     for start in range(0, len(rows), size):
-        batch = collate([rows[index] for index in shuffled[start : start + size]])
+        batch = collate([rows[index] for index in shuffled[start : start + size]]).to(parameters[0].device)
         logits = module(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
         functional.cross_entropy(logits, batch.targets).backward()  # type: ignore[no-untyped-call]
         optimizer.step()

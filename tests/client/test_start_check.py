@@ -10,8 +10,8 @@ import torch
 
 import client.dp.capture
 import client.dp.step
-import client.self_test
-from client.self_test import self_test
+import client.start_check
+from client.start_check import self_test
 from common.config.run import RunConfig
 from common.errors import PrivacyError
 from common.models.resident import resident_model
@@ -52,7 +52,7 @@ Optimizer = client.dp.step._NoisyOptimizer
 
 def plant(patch: pytest.MonkeyPatch, fault: str) -> None:
     clip, noise, leave = Optimizer.clip_and_accumulate, Optimizer.add_noise, client.dp.capture._leave
-    decode = client.self_test.decode
+    decode = client.start_check.decode
 
     def no_clip(self: Optimizer) -> None:
         self.max_grad_norm *= 1e6
@@ -87,7 +87,7 @@ def plant(patch: pytest.MonkeyPatch, fault: str) -> None:
         "records mixed": (client.dp.capture, "_leave", mixed),
         "gradient lost": (client.dp.capture, "_leave", lost),
         "nothing moves": (Optimizer, "add_noise", no_noise),
-        "corrupt packing": (client.self_test, "decode", corrupt),
+        "corrupt packing": (client.start_check, "decode", corrupt),
     }
     patch.setattr(*target[fault])
 

@@ -6,6 +6,8 @@ On random token rows, never on the site's data, with the real model and the real
 2. no record moves the sum by more than the clip norm;
 3. a noisy step moves every trained parameter and nothing else;
 4. the adapter, packed and unpacked as it would travel, gives the same logits.
+
+(Flower leaves ``*_test.py`` out of an app bundle, hence the name of this module.)
 """
 
 from __future__ import annotations
