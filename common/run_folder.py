@@ -60,8 +60,9 @@ class RunFolder:
         self.expect_free()
         try:
             self.checkpoint.mkdir(parents=True)
-        except OSError as error:
-            raise RunError(f"{self.path} cannot be made ({error.strerror}); expected a writable place.") from None
+        except (OSError, ValueError) as error:
+            what = getattr(error, "strerror", None) or "no usable path"
+            raise RunError(f"{self.path} cannot be made ({what}); expected a writable place.") from None
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a record to the metrics log, durably."""
