@@ -1,31 +1,14 @@
-"""``fedtune-client``: the command of the site."""
+"""``fedtune-client``: the command of a partner site."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from common.console import new_app
 
-import typer
-
-from common.console import print_version
-
-app = typer.Typer(
-    help=(
-        "Run a partner site: check its data, enforce its policy, keep its privacy ledger, train. "
-        "Its commands are not built yet; fedtune-sim runs the same round loop, trainer and wire format today."
-    ),
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-    invoke_without_command=True,
+app = new_app(
+    "fedtune-client",
+    "Run a partner site: check its data, enforce its policy, keep its privacy ledger, train. "
+    "Its commands are not built yet; fedtune-sim runs the same round loop, trainer and wire format today.",
 )
-
-
-@app.callback()
-def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
-    """Options of the program itself."""
-    print_version("fedtune-client", version)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -47,8 +48,27 @@ def one_line_errors(debug: bool) -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def print_version(program: str, wanted: bool) -> None:
-    """Print program and version and exit, if wanted: the body of every ``--version`` option."""
-    if wanted:
-        sys.stdout.write(f"{program} {version('fedtune')}\n")
-        raise typer.Exit
+def new_app(program: str, purpose: str) -> typer.Typer:
+    """Return the typer app of a command, with ``--version``; called without arguments it prints its help.
+
+    Args:
+        program: name of the command.
+        purpose: first paragraph of its help.
+    """
+    app = typer.Typer(
+        help=purpose,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        invoke_without_command=True,
+    )
+
+    @app.callback()
+    def options(
+        show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    ) -> None:
+        if show_version:
+            sys.stdout.write(f"{program} {version('fedtune')}\n")
+            raise typer.Exit
+
+    return app

@@ -16,15 +16,12 @@ from rich.table import Table
 
 from common.config.load import load_run_config
 from common.config.run import RunConfig
-from common.console import INTERRUPTED, error_console, one_line_errors, print_version
+from common.console import INTERRUPTED, error_console, new_app, one_line_errors
 from common.quiet import quiet_dependencies
 
-app = typer.Typer(
-    help="Simulate a federation on this machine: the same round loop, trainer and wire format as a deployment.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-    invoke_without_command=True,
+app = new_app(
+    "fedtune-sim",
+    "Simulate a federation on this machine: the same round loop, trainer and wire format as a deployment.",
 )
 
 Config = Annotated[Path, typer.Argument(help="Run config in YAML; configs/ has some that work.")]
@@ -36,14 +33,6 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: as torch chooses.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and log in detail.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-@app.callback()
-def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
-    """Options of the program itself."""
-    print_version("fedtune-sim", version)
 
 
 @app.command()
