@@ -83,7 +83,7 @@ class LiveProgress(Observer):
         parts += [f"ε {epsilon:.2f}"] if epsilon is not None else []
         parts += [f"{_size(self._bytes)} so far", f"{record['seconds']['total']:.1f} s"]
         self._metrics = {}
-        self._console.print("  " + " · ".join(parts), highlight=False)
+        self._console.print("  " + " · ".join(parts), highlight=False, soft_wrap=True)
         if self._rounds is not None:
             self._progress.advance(self._rounds)
             self._progress.update(self._rounds, note=parts[2] if len(parts) > 2 else "")
@@ -92,7 +92,7 @@ class LiveProgress(Observer):
         """Keep the metrics for the next line; print those before the first round."""
         self._metrics = record["metrics"]["overall"]
         if record["round"] == 0:
-            self._console.print(f"  before · {_shown(self._task, self._metrics)}", highlight=False)
+            self._console.print(f"  before · {_shown(self._task, self._metrics)}", highlight=False, soft_wrap=True)
             self._metrics = {}
 
 
@@ -100,10 +100,11 @@ def closing_tables(summary: dict[str, Any], task: str) -> list[Table]:
     """Return the tables that end a run: what it did by site, and where the seconds went."""
     before, after = (summary[key].get("test", {}) for key in ("metrics_before", "metrics_after"))
     headline = summary["headline"]
-    table = Table(title=f"{summary['name']}: {summary['rounds']} rounds", title_justify="left")
-    table.add_column("site", overflow="fold")
-    for column in (f"{headline} before", "after", "ε spent", "up / round", "down / round"):
-        table.add_column(column, justify="right")
+    title = f"{summary['name']}: {headline} by site, {summary['rounds']} rounds; bytes for a site and round"
+    table = Table(title=title, title_justify="left")
+    table.add_column("site", no_wrap=True)
+    for column in ("before", "after", "ε spent", "up", "down"):
+        table.add_column(column, justify="right", no_wrap=True)
 
     def row(name: str, site: str | None, style: str | None = None) -> None:
         names = [site] if site else list(summary["bytes_up"])
@@ -118,9 +119,9 @@ def closing_tables(summary: dict[str, Any], task: str) -> list[Table]:
     for site in summary["sites"]:
         row(site, site)
     table.add_section()
-    row("all rows (ε: largest; bytes: a site's mean)", None, "bold")
+    row("all rows", None, "bold")
     if after.get("worst_site"):
-        row(f"worst site: {after['worst_site']}", after["worst_site"])
+        row(f"worst: {after['worst_site']}", after["worst_site"])
     seconds = Table(title="seconds", title_justify="left")
     for phase in ("setup", "training", "aggregation", "evaluation"):
         seconds.add_column(phase, justify="right")

@@ -132,7 +132,7 @@ def test_used_run_folder_is_kept(config: Path, tmp_path: Path) -> None:
 def test_closing_table_names_sites_and_next_command(config: Path, tmp_path: Path) -> None:
     result = runner.invoke(simulations.cli.app, ["run", str(config), "--out", str(tmp_path / "run")])
     assert result.exit_code == 0, result.output
-    for word in ("site 0", "site 2", "worst site", "before", "Run folder", "Next,"):
+    for word in ("site 0", "site 2", "worst: ", "before", "Run folder", "Next,"):
         assert word in result.output
     quiet = runner.invoke(simulations.cli.app, ["run", str(config), "--out", str(tmp_path / "two"), "--quiet"])
     assert quiet.stdout == f"{tmp_path / 'two'}\n"
