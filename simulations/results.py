@@ -45,7 +45,7 @@ TABLES: dict[str, tuple[Line, ...]] = {
         Line("FedIT, no DP", "product-reviews"),
         Line("FFA-LoRA, ε = 8", "product-reviews-dp"),
         Line("FedIT, ε = 8", "product-reviews-dp", ("aggregation.method=fedit",)),
-        Line("head only, ε = 8", "product-reviews-dp", ("adapter.kind=head_only", "training.lr=50")),
+        Line("head only, ε = 8", "product-reviews-dp", ("adapter.kind=head_only", "training.lr=0.3")),
     ),
     "medquad-tiny": (Line("FedIT, no DP", "medquad-tiny"),),
 }
