@@ -21,6 +21,10 @@ class ModelConfig(Section):
     """Precision of the base: auto is bf16 on CUDA devices that have it, else fp32. The adapter is always fp32."""
     quantization: Literal["none", "4bit"] = "none"
     """4bit holds the base in NF4 through bitsandbytes; needs CUDA."""
+    pooling: Literal["family", "mean"] = "family"
+    """How an encoder's states become the input of a classification head. family: as transformers' classifier of that
+    family does; mean: their mean over the tokens, for sentence encoders that were trained so (Reimers and Gurevych
+    1908.10084), with a new linear head. BERT, RoBERTa, XLM-RoBERTa and DistilBERT only."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from common.config.adapter import AdapterConfig
-from common.config.data import DataConfig
 from common.errors import ModelError
-from common.models.base import BaseModel
+from common.models.base import BaseModel, Purpose
 from common.randomness import torch_generator
 from common.tensors import Tensors
 
@@ -71,7 +70,7 @@ class AdaptedModel:
         return nullcontext()
 
 
-def adapt(base: BaseModel, adapter: AdapterConfig, data: DataConfig, device: torch.device) -> AdaptedModel:
+def adapt(base: BaseModel, adapter: AdapterConfig, data: Purpose, device: torch.device) -> AdaptedModel:
     """Put LoRA factors and a trainable head on ``base`` (in place).
 
     Raises:

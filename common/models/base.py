@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import transformers
@@ -15,11 +13,11 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 
-from common.config.data import DataConfig
 from common.config.model import ModelConfig
 from common.errors import ModelError
-from common.models.families import Family, family_of
-from common.sources import hub_id, is_hub, local_path
+from common.models.families import FAMILIES, Family, family_of
+from common.models.folder import model_folder, weights_fingerprint
+from common.models.pooled import MeanPooledClassifier
 
 _LOADING_ERRORS = (
     OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ArithmeticError, ImportError,
@@ -27,7 +25,21 @@ _LOADING_ERRORS = (
 )  # fmt: skip
 """What transformers raises for folders that are broken in one way or another."""
 
-_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+class Purpose(Protocol):
+    """What a model is for: the part of the ``data`` section, or of an exported adapter's record, that shapes it."""
+
+    @property
+    def task(self) -> str:
+        """A task of ``common.tasks.catalog``."""
+
+    @property
+    def labels(self) -> tuple[str | int, ...] | None:
+        """The label set of a classification, in the order of the logits."""
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens of a row."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +47,10 @@ class BaseModel:
     """A loaded base model, not yet adapted.
 
     Attributes:
-        module: the transformers model; all parameters frozen, dropout off.
+        module: the transformers model, or our classifier on an encoder; all parameters frozen, dropout off.
         tokenizer: its fast tokenizer, with a padding token.
-        family: facts about its architecture.
-        fingerprint: SHA-256 of its weights, hexadecimal; see :func:`weights_fingerprint`.
+        family: facts about its architecture, as this model pools.
+        fingerprint: SHA-256 of its weights, hexadecimal; see :func:`common.models.folder.weights_fingerprint`.
         untrained: names of parameters that the checkpoint lacks (the head, as a rule).
         folder: where it was loaded from.
     """
@@ -49,48 +61,6 @@ class BaseModel:
     fingerprint: str
     untrained: frozenset[str]
     folder: Path
-
-
-def model_folder(config: ModelConfig) -> Path:
-    """Return the local folder of the base model, fetching a hub snapshot where the source is a hub id.
-
-    Raises:
-        ModelError: a folder that is missing or lacks config or safetensors weights.
-    """
-    folder = _snapshot(config) if is_hub(config.source) else local_path(config.source, "model.source")
-    try:
-        present = folder.is_dir()
-        readable = present and os.access(folder, os.R_OK | os.X_OK)
-    except (OSError, ValueError):
-        raise ModelError(f"model.source: {str(folder)[:200]!r} is no usable path; expected a folder.") from None
-    if present and not readable:
-        raise ModelError(f"model.source: {folder} cannot be read (permission denied); expected a readable folder.")
-    if not present:
-        what = "is a file" if folder.is_file() else "does not exist"
-        raise ModelError(f"model.source: {folder} {what}; expected a folder with a base model. Check the path.")
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"model.source: {folder} has no config.json; expected a Hugging Face model folder.")
-    if not any(folder.glob("*.safetensors")):
-        pickled = [path.name for pattern in _PICKLED for path in sorted(folder.glob(pattern))]
-        if pickled:
-            raise ModelError(
-                f"model.source: {folder} has only pickled weights ({pickled[0]}), which can run code; expected "
-                "*.safetensors. Convert them with save_pretrained on a machine you trust."
-            )
-        raise ModelError(f"model.source: {folder} has no weights; expected *.safetensors. Copy them there.")
-    return folder
-
-
-def weights_fingerprint(folder: Path) -> str:
-    """SHA-256 of the weights: of the one safetensors file, or over names and digests of the shards in order."""
-    files = sorted(folder.glob("*.safetensors"))
-    digests = []
-    for path in files:
-        with path.open("rb") as file:
-            digests.append((path.name, hashlib.file_digest(file, "sha256").hexdigest()))
-    if len(digests) == 1:
-        return digests[0][1]
-    return hashlib.sha256("".join(f"{name}\0{digest}\n" for name, digest in digests).encode()).hexdigest()
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -119,7 +89,7 @@ def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if config.dtype == "bf16" else torch.float32
 
 
-def load_base(config: ModelConfig, data: DataConfig, device: torch.device) -> BaseModel:
+def load_base(config: ModelConfig, data: Purpose, device: torch.device) -> BaseModel:
     """Load the base model for a task onto ``device``, frozen.
 
     Raises:
@@ -135,6 +105,12 @@ def load_base(config: ModelConfig, data: DataConfig, device: torch.device) -> Ba
         raise ModelError(
             f"model type {settings.model_type!r} cannot be tuned for {data.task}; expected a model for it, or task "
             f"{family.tasks[0]!r}. Change data.task or the base model."
+        )
+    if config.pooling == "mean" and family.mean_pooling is None:
+        offered = ", ".join(name for name, other in FAMILIES.items() if other.mean_pooling is not None)
+        raise ModelError(
+            f"model.pooling is 'mean' but the model type is {settings.model_type!r}; expected one of {offered}. "
+            "Set model.pooling=family."
         )
     if family.positions is not None:
         key, reserved = family.positions
@@ -152,21 +128,11 @@ def load_base(config: ModelConfig, data: DataConfig, device: torch.device) -> Ba
     }  # fmt: skip
     if config.quantization == "4bit":
         arguments |= _four_bit(device)
-    auto: Any = (
-        transformers.AutoModelForSequenceClassification
-        if data.task == "classification"
-        else transformers.AutoModelForCausalLM
-    )
-    try:
-        module, report = auto.from_pretrained(folder, **arguments)
-    except _LOADING_ERRORS as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(
-            f"model.source: {folder} cannot be loaded for {data.task} ({first[:160]}); expected weights that fit "
-            "config.json. Check the folder."
-        ) from None
-    untrained = frozenset(report["missing_keys"])
-    _refuse_missing(untrained, family, data, folder)
+    if config.pooling == "mean":
+        family = family.mean_pooled()
+        module, untrained = _load_pooled(folder, family, data, arguments)
+    else:
+        module, untrained = _load_classifier_or_lm(folder, family, data, arguments)
     module.requires_grad_(requires_grad=False)
     if config.quantization == "none":
         module.to(device)
@@ -176,30 +142,44 @@ def load_base(config: ModelConfig, data: DataConfig, device: torch.device) -> Ba
     return BaseModel(module, tokenizer, family, weights_fingerprint(folder), untrained, folder)
 
 
-def _snapshot(config: ModelConfig) -> Path:
-    import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+def _load_classifier_or_lm(
+    folder: Path, family: Family, data: Purpose, arguments: dict[str, Any]
+) -> tuple[Any, frozenset[str]]:
+    """Load transformers' own model for the task; return it and the names of head parameters that are new."""
+    auto: Any = (
+        transformers.AutoModelForSequenceClassification
+        if data.task == "classification"
+        else transformers.AutoModelForCausalLM
+    )
+    module, missing = _from_pretrained(auto, folder, data, arguments)
+    _refuse_missing(missing, family.heads if data.task == "classification" else (), folder)
+    return module, missing
 
-    patterns = [
-        "*.safetensors",
-        "*.safetensors.index.json",
-        "*.json",
-        "*.txt",
-        "*.model",
-        "*.jinja",
-    ]
+
+def _load_pooled(folder: Path, family: Family, data: Purpose, arguments: dict[str, Any]) -> tuple[Any, frozenset[str]]:
+    """Load the bare encoder under our classifier; a head in the checkpoint was trained on other features: not used."""
+    encoder, missing = _from_pretrained(
+        transformers.AutoModel, folder, data, arguments | dict(family.mean_pooling or {})
+    )
+    _refuse_missing(missing, (), folder)
+    module = MeanPooledClassifier(encoder, len(data.labels or ()))
+    return module, frozenset({"classifier.weight", "classifier.bias"})
+
+
+def _from_pretrained(auto: Any, folder: Path, data: Purpose, arguments: dict[str, Any]) -> tuple[Any, frozenset[str]]:
+    """Load with one of transformers' auto classes; return the model and the names that the checkpoint lacks."""
     try:
-        return Path(
-            huggingface_hub.snapshot_download(hub_id(config.source), revision=config.revision, allow_patterns=patterns)
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        module, report = auto.from_pretrained(folder, **arguments)
+    except _LOADING_ERRORS as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"model.source: {config.source} at {config.revision} cannot be fetched ({type(error).__name__}); "
-            "expected a reachable hub or a cached copy. Download it first, or name a local folder."
+            f"model.source: {folder} cannot be loaded for {data.task} ({first[:160]}); expected weights that fit "
+            "config.json. Check the folder."
         ) from None
+    return module, frozenset(report["missing_keys"])
 
 
-def _model_settings(folder: Path, data: DataConfig) -> Any:
+def _model_settings(folder: Path, data: Purpose) -> Any:
     try:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         family_of(str(raw.get("model_type")))
@@ -253,9 +233,8 @@ def _four_bit(device: torch.device) -> dict[str, Any]:
     return {"quantization_config": quantization, "device_map": {"": device}}
 
 
-def _refuse_missing(untrained: frozenset[str], family: Family, data: DataConfig, folder: Path) -> None:
-    heads = family.heads if data.task == "classification" else ()
-    foreign = sorted(name for name in untrained if not any(f".{head}." in f".{name}" for head in heads))
+def _refuse_missing(missing: frozenset[str], heads: tuple[str, ...], folder: Path) -> None:
+    foreign = sorted(name for name in missing if not any(f".{head}." in f".{name}" for head in heads))
     if foreign:
         raise ModelError(
             f"model.source: weights in {folder} lack {len(foreign)} tensors ({foreign[0]}, ...); expected all but "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from common.errors import ModelError
 
@@ -18,6 +19,8 @@ class Family:
         positions: for learnt position embeddings, the config key of their number and how many of them are reserved.
         padding_side: where short rows are filled. XLNet summarises the last position, so it is filled on the left.
         batch_first: False where the encoder works on [T, B, d]; per-example gradients of Opacus do not fit then.
+        mean_pooling: what loads the bare encoder without a pooling layer of its own, for ``model.pooling: mean``; None
+            where that is not offered.
     """
 
     targets: tuple[str, ...]
@@ -26,16 +29,27 @@ class Family:
     positions: tuple[str, int] | None = None
     padding_side: str = "right"
     batch_first: bool = True
+    mean_pooling: Mapping[str, bool] | None = None
+
+    def mean_pooled(self) -> Family:
+        """Return the family as :class:`common.models.pooled.MeanPooledClassifier` makes it: with one linear head."""
+        return replace(self, heads=("classifier",))
 
 
 _POSITIONS = "max_position_embeddings"
 _DECODER = Family(targets=("q_proj", "v_proj"), heads=("score",), tasks=("classification", "causal_lm"))
+_ENCODER = Family(targets=("query", "value"), heads=("classifier",), mean_pooling={"add_pooling_layer": False})
 
 FAMILIES: dict[str, Family] = {
-    "bert": Family(targets=("query", "value"), heads=("classifier",), positions=(_POSITIONS, 0)),
-    "roberta": Family(targets=("query", "value"), heads=("classifier",), positions=(_POSITIONS, 2)),
-    "xlm-roberta": Family(targets=("query", "value"), heads=("classifier",), positions=(_POSITIONS, 2)),
-    "distilbert": Family(targets=("q_lin", "v_lin"), heads=("pre_classifier", "classifier"), positions=(_POSITIONS, 0)),
+    "bert": replace(_ENCODER, positions=(_POSITIONS, 0)),
+    "roberta": replace(_ENCODER, positions=(_POSITIONS, 2)),
+    "xlm-roberta": replace(_ENCODER, positions=(_POSITIONS, 2)),
+    "distilbert": Family(
+        targets=("q_lin", "v_lin"),
+        heads=("pre_classifier", "classifier"),
+        positions=(_POSITIONS, 0),
+        mean_pooling={},
+    ),
     "xlnet": Family(
         targets=("ff.layer_1", "ff.layer_2"),
         heads=("sequence_summary.summary", "logits_proj"),

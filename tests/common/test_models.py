@@ -17,8 +17,9 @@ from common.errors import ModelError
 from common.evaluation import Evaluator
 from common.methods import trained_names
 from common.models.adapter import AdaptedModel, adapt, initial_adapter
-from common.models.base import choose_device, load_base, weights_fingerprint
+from common.models.base import choose_device, load_base
 from common.models.export import export_adapter
+from common.models.folder import weights_fingerprint
 from common.tensors import Tensors
 from tests.tiny_models import CAUSAL, FAMILIES
 
