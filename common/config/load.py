@@ -1,4 +1,4 @@
-"""Loading a run config: YAML, overrides, and errors that name file, line, key and remedy."""
+"""Loading a config: YAML, overrides, and errors that name file, line, key and remedy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -16,6 +16,8 @@ from common.config.run import RunConfig
 from common.config.yaml_text import Document, parse_value, parse_yaml
 from common.errors import ConfigError
 from common.sources import anchor
+
+Whole = TypeVar("Whole", bound=BaseModel)
 
 SYNONYMS = {
     "learning_rate": "lr", "epochs": "local_epochs", "steps": "local_steps", "r": "rank",
@@ -33,17 +35,29 @@ def load_run_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
         ConfigError: naming the file, the line, the key and what to do.
     """
+    return parse_run_config(read_config_text(path, "a run config"), str(path), path.parent, overrides)
+
+
+def read_config_text(path: Path, what: str) -> str:
+    """Read a config file as text.
+
+    Args:
+        path: the file.
+        what: what it should be, for errors ("a run config").
+
+    Raises:
+        ConfigError: if it is not there, no file, or no UTF-8.
+    """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
-        raise ConfigError(f"{path} does not exist; expected a run config in YAML. Check the path.") from error
+        raise ConfigError(f"{path} does not exist; expected {what} in YAML. Check the path.") from error
     except IsADirectoryError as error:
         raise ConfigError(f"{path} is a folder; expected a YAML file. Name the file in it.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text; expected YAML. Save it as UTF-8.") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}); expected a readable file.") from error
-    return parse_run_config(text, str(path), path.parent, overrides)
 
 
 def parse_run_config(text: str, name: str, base: Path | None, overrides: Iterable[str] = ()) -> RunConfig:
@@ -60,10 +74,23 @@ def parse_run_config(text: str, name: str, base: Path | None, overrides: Iterabl
         _anchor_sources(document.values, base)
     for override in overrides:
         _apply_override(document, override)
+    return validate_section(RunConfig, document)
+
+
+def validate_section(model: type[Whole], document: Document) -> Whole:
+    """Make a config of a parsed document.
+
+    Args:
+        model: the section that is the whole document.
+        document: the values and their places.
+
+    Raises:
+        ConfigError: naming the place, the key and what to do.
+    """
     try:
-        return RunConfig.model_validate(document.values)
+        return model.model_validate(document.values)
     except ValidationError as error:
-        raise ConfigError(_explain(error.errors(include_url=False)[0], document)) from None
+        raise ConfigError(_explain(error.errors(include_url=False)[0], document, model)) from None
 
 
 def dump_run_config(config: RunConfig) -> str:
@@ -105,20 +132,20 @@ def _apply_override(document: Document, override: str) -> None:
         _anchor_sources({keys[0]: document.values[keys[0]]}, Path.cwd())
 
 
-def _explain(detail: ErrorDetails, document: Document) -> str:
+def _explain(detail: ErrorDetails, document: Document, model: type[BaseModel]) -> str:
     """Turn one pydantic error into "<place>: <key> <got>; expected <rule>. <remedy>"."""
     path = tuple(part for part in detail["loc"] if part in _walked(detail["loc"], document.values))
     place = document.place_of(path)
     key = ".".join(str(part) for part in path) or "config"
     kind = detail["type"]
     if kind == "extra_forbidden":
-        return f"{place}: unknown key {key!r}; {_nearest(path)}"
+        return f"{place}: unknown key {key!r}; {_nearest(path, model)}"
     if kind == "missing":
         wanted = ".".join(str(part) for part in detail["loc"])
         return f"{place}: {wanted} is missing; expected a value. Add it."
     message = detail["msg"].removeprefix("Value error, ")
     if kind == "value_error":
-        prefix = "" if message.split(" ")[0].startswith(tuple(RunConfig.model_fields)) else f"{key}: "
+        prefix = "" if message.split(" ")[0].startswith(tuple(model.model_fields)) else f"{key}: "
         return f"{place}: {prefix}{message}."
     got = detail["input"]
     shown = repr(got) if isinstance(got, str | int | float | bool) or got is None else f"a {type(got).__name__}"
@@ -142,8 +169,7 @@ def _walked(location: tuple[str | int, ...], values: Any) -> list[str | int]:
     return walked
 
 
-def _section_at(path: tuple[str | int, ...]) -> type[BaseModel]:
-    model: type[BaseModel] = RunConfig
+def _section_at(path: tuple[str | int, ...], model: type[BaseModel]) -> type[BaseModel]:
     for part in path:
         field = model.model_fields.get(str(part))
         candidates = _classes(field.annotation) if field is not None else []
@@ -159,8 +185,8 @@ def _classes(annotation: Any) -> list[type[BaseModel]]:
     return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
 
 
-def _nearest(path: tuple[str | int, ...]) -> str:
-    valid = list(_section_at(path[:-1]).model_fields)
+def _nearest(path: tuple[str | int, ...], model: type[BaseModel]) -> str:
+    valid = list(_section_at(path[:-1], model).model_fields)
     wrong = str(path[-1])
     known = {key: key for key in valid} | {key: to for key, to in SYNONYMS.items() if to in valid}
     close = [known[key] for key in difflib.get_close_matches(wrong, known, n=1, cutoff=0.6)]

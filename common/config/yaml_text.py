@@ -104,7 +104,7 @@ def parse_yaml(text: str, name: str) -> Document:
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
-            raise ConfigError(f"{name} is empty; expected a run config. See configs/ for examples.")
+            raise ConfigError(f"{name} is empty; expected 'section: ...' lines. See configs/ for examples.")
         if not isinstance(node, yaml.MappingNode):
             raise ConfigError(f"{name} line 1: top level is no mapping; expected 'section: ...' lines.")
         document = Document(name, {})

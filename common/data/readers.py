@@ -69,12 +69,17 @@ def read_examples(source: str, data: DataConfig, key: str) -> list[Example]:
     Raises:
         DataError: naming the file and the line.
     """
-    rows = _read_hub(source, data) if is_hub(source) else _read_file(local_path(source, key), key)
+    rows = read_rows(source, data, key)
     name = Path(source).name
     examples = [example_from_row(row, data, f"{name} line {number}") for number, row in rows]
     if not examples:
         raise DataError(f"{key}: {source} has no rows; expected at least one. Check the file.")
     return examples
+
+
+def read_rows(source: str, data: DataConfig, key: str) -> Iterator[Row]:
+    """Yield the rows of a source as they are, with their line or row numbers; see :func:`read_examples`."""
+    return _read_hub(source, data) if is_hub(source) else _read_file(local_path(source, key), key)
 
 
 def _read_file(path: Path, key: str) -> Iterator[Row]:

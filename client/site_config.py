@@ -1,0 +1,69 @@
+"""The site config: what belongs to one site alone. It never leaves the site.
+
+Paths, device and budget stand here; what is trained stands in the run config, which the coordinator sends. Nothing in
+a run config can reach past this file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from common.config.load import read_config_text, validate_section
+from common.config.section import Section
+from common.config.yaml_text import parse_yaml
+from common.sources import anchor, is_hub
+from common.wire import SiteName
+
+
+class Budget(Section):
+    """What the releases of all runs together may spend of one unit of the site's data."""
+
+    epsilon: Annotated[float, Field(gt=0, le=1000)]
+    """ε that no record (or person) of the site is taken beyond, over all runs and rounds."""
+    delta: Annotated[float, Field(gt=0, lt=0.5)] = 1e-5
+    """δ of the guarantee; well below one over the number of records."""
+    unit: Literal["example", "user"] = "example"
+    """example: ε is for one record; user: for one person with all records, and person_field must say whose they are."""
+
+
+class SiteConfig(Section):
+    """A site: its data, its ledger, its budget, its device."""
+
+    name: SiteName
+    """Name of the site in the federation."""
+    data: Annotated[str, Field(min_length=1)]
+    """The training rows: a JSONL or CSV file, relative to the site config."""
+    ledger: Annotated[str, Field(min_length=1)]
+    """The ledger file, relative to the site config; made at the first run. Keep it as long as the data."""
+    budget: Budget
+    """What may be spent. There is no default ε: it is the site's decision."""
+    person_field: Annotated[str, Field(min_length=1)] | None = None
+    """Field of a row that names the person it is of. Needed for a budget of unit user, useful for every ledger."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SiteConfig:
+        if is_hub(self.data):
+            raise ValueError("data is a hub id; expected a file of the site's own")
+        if self.budget.unit == "user" and self.person_field is None:
+            raise ValueError(
+                "person_field is missing; expected the field that names the person, for budget.unit 'user'"
+            )
+        return self
+
+
+def load_site_config(path: Path) -> SiteConfig:
+    """Read a site config from a YAML file; its paths become absolute.
+
+    Raises:
+        ConfigError: naming the file, the line, the key and what to do.
+    """
+    document = parse_yaml(read_config_text(path, "a site config"), str(path))
+    for key in ("data", "ledger"):
+        if isinstance(document.values.get(key), str) and document.values[key]:
+            document.values[key] = anchor(document.values[key], path.parent)
+    return validate_section(SiteConfig, document)
