@@ -38,7 +38,7 @@ def answer_describe(header: bytes, site: Site, config: RunConfig, model: Adapted
     request = parse_header(header, DescribeRequest)
     if isinstance(request, Refusal) or request.config_digest != config.digest():
         raise WireError("the request is for another run config; expected the one this site was given.")
-    mechanism = plan_mechanism(config, len(site.rows))
+    mechanism = plan_mechanism(config, site.num_units(config.privacy.unit))
     if mechanism is not None:
         self_test(model, config)
     return SiteDescription(
@@ -47,6 +47,7 @@ def answer_describe(header: bytes, site: Site, config: RunConfig, model: Adapted
         initial_fingerprint=fingerprint(_start(model, config.seed)),
         num_examples=len(site.rows) if config.privacy.unit == "none" else None,
         mechanism=_report(mechanism),
+        seeded=site.randomness.repeatable,
     )
 
 
@@ -73,18 +74,21 @@ def answer_train(
     largest = max(float(value.abs().max()) for value in received.values())
     if not is_finite(received) or largest > LARGEST_WEIGHT:
         raise WireError(f"the adapter holds values beyond {LARGEST_WEIGHT:g}; expected a trained adapter's.")
-    mechanism = plan_mechanism(config, len(site.rows))
+    mechanism = plan_mechanism(config, site.num_units(config.privacy.unit))
     if mechanism is not None:
         self_test(model, config)
-    result = train_locally(model, site, config, {**start, **received}, names, request.round, mechanism)
+    result = train_locally(
+        model, site, config, {**start, **received}, names, request.round, mechanism, request.clip_norm
+    )
     reply = TrainReply(
         site=site.name,
         round=request.round,
         nonce=request.nonce,
         base_fingerprint=model.base.fingerprint,
         steps=result.steps,
-        train_loss=result.train_loss,
+        train_loss=None if config.privacy.unit == "site" else result.train_loss,
         mechanism=_report(mechanism),
+        clip_norm=result.clip_norm,
     )
     return reply, encode(result.update, config.communication.codec)
 

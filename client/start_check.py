@@ -110,7 +110,10 @@ def _step(model: AdaptedModel, config: RunConfig, rows: Sequence[TokenRow], clip
     before = model.state()
     parameters = model.train_only(trained_names(config, model.parameters))
     optimizer = torch.optim.SGD(parameters.values(), lr=1.0)
-    mechanism = Mechanism(noise, clip, 1.0, 1.0, 1, 1e-5, "rdp")
+    mechanism = Mechanism(
+        noise_multiplier=noise, clip_norm=clip, sample_rate=1.0, expected_batch_size=1.0, steps_per_round=1,
+        delta=1e-5, accountant="rdp",
+    )  # fmt: skip
     stream = CryptoStream(bytes(32))
     with DpStep(model.module, parameters, optimizer, mechanism, stream, model.base.family.batch_first) as step:
         step.micro_batch(_losses(model, config, rows), len(rows))

@@ -38,6 +38,10 @@ def _printable(name: str) -> str:
 SiteName = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_printable)]
 
 
+RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+ClipNorm = Annotated[float, Field(ge=1e-8, le=1e8)]
+
+
 class DescribeRequest(Section):
     """Asks a site whether it can take part in a run."""
 
@@ -58,7 +62,8 @@ class SiteDescription(Section):
     """What a site says of itself before the first round.
 
     ``num_examples`` is None under differential privacy. Where the sample rate is a batch size over the number of rows,
-    the mechanism tells that number all the same: it is taken as public, see the claim.
+    the mechanism tells that number all the same: it is taken as public, see the claim. ``seeded`` says that noise and
+    sampling follow from a seed, as those of virtual sites do: that protects nothing.
     """
 
     kind: Literal["description"] = "description"
@@ -68,23 +73,31 @@ class SiteDescription(Section):
     initial_fingerprint: Fingerprint
     num_examples: Annotated[int, Field(ge=1, le=10**12)] | None
     mechanism: MechanismReport | None
+    seeded: bool
 
 
 class TrainRequest(Section):
-    """Asks a site to train from the adapter in the payload."""
+    """Asks a site to train from the adapter in the payload.
+
+    ``run`` names the run at the sites' ledgers and stays the same when it is resumed. ``clip_norm`` is where adaptive
+    clipping goes on; None before the first round and without adaptive clipping.
+    """
 
     kind: Literal["train"] = "train"
     protocol: Literal[1] = 1
     config_digest: Fingerprint
+    run: RunId
     round: Annotated[int, Field(ge=1)]
     nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     base_fingerprint: Fingerprint
+    clip_norm: ClipNorm | None = None
 
 
 class TrainReply(Section):
     """A site's answer to a :class:`TrainRequest`, with the update in the payload.
 
-    ``train_loss`` is None under differential privacy.
+    ``train_loss`` is None under differential privacy, or noisy and charged with ``privacy.release_loss``.
+    ``clip_norm`` is where adaptive clipping ended, which follows from noisy counts.
     """
 
     kind: Literal["update"] = "update"
@@ -96,6 +109,7 @@ class TrainReply(Section):
     steps: Annotated[int, Field(ge=0, le=10**7)]
     train_loss: Annotated[float, Field(ge=-1e6, le=1e6)] | None
     mechanism: MechanismReport | None
+    clip_norm: ClipNorm | None = None
 
 
 class Refusal(Section):

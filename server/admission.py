@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from common.codecs.codec import decode
+from common.config.run import RunConfig
 from common.errors import AdmissionError, WireError
 from common.tensors import Manifest, Tensors, is_finite
 from common.wire import Refusal, TrainReply, TrainRequest, parse_header
@@ -18,17 +19,32 @@ class Admission:
     Attributes:
         manifest: the shape of every tensor of an update, by name.
         codec: how updates are packed.
+        takes_loss: whether replies may tell a training loss.
+        takes_clip_norm: whether they tell where adaptive clipping ended.
     """
 
     manifest: Manifest
     codec: str
+    takes_loss: bool = True
+    takes_clip_norm: bool = False
+
+    @classmethod
+    def of(cls, config: RunConfig, manifest: Manifest) -> Admission:
+        """Return the checks that a run config asks for."""
+        privacy = config.privacy
+        return cls(
+            manifest,
+            config.communication.codec,
+            takes_loss=privacy.unit == "none" or privacy.release_loss,
+            takes_clip_norm=privacy.clipping == "adaptive",
+        )
 
     def admit(self, header: bytes, payload: bytes, request: TrainRequest, member: Member) -> tuple[TrainReply, Tensors]:
         """Return the reply and its update if everything about it is as it must be.
 
         Raises:
-            AdmissionError: with a reason: refused, header, site, round, nonce, base, mechanism, loss, or, for the
-                payload, oversized, malformed, codec, keys, shape, dtype, non_finite.
+            AdmissionError: with a reason: refused, header, site, round, nonce, base, mechanism, loss, clip_norm, or,
+                for the payload, oversized, malformed, codec, keys, shape, dtype, non_finite.
         """
         try:
             reply = parse_header(header, TrainReply)
@@ -41,8 +57,10 @@ class Admission:
         _expect("nonce", reply.nonce, request.nonce)
         _expect("base", reply.base_fingerprint, request.base_fingerprint)
         _expect("mechanism", reply.mechanism, member.description.mechanism)
-        if reply.mechanism is not None and reply.train_loss is not None:
+        if reply.train_loss is not None and not self.takes_loss:
             raise AdmissionError("loss", "a loss was sent under differential privacy; expected none")
+        if (reply.clip_norm is not None) != self.takes_clip_norm:
+            raise AdmissionError("clip_norm", "a clip norm comes with adaptive clipping and not without it")
         update = decode(payload, self.manifest, self.codec, AdmissionError)
         if not is_finite(update):
             raise AdmissionError("non_finite", "the update holds NaN or infinity; expected finite numbers")

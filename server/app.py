@@ -27,5 +27,4 @@ def main(grid: Grid, context: Context) -> None:
     config = run_config_of(context.run_config)
     out = context.run_config.get("out")
     folder = Path(str(out)) if out else Path("runs") / f"{config.name}-{context.run_id}"
-    # The sites of this ClientApp are virtual, whichever engine runs them: their noise comes from the run's seed.
-    run_federation(grid, config, RunSettings(RunFolder(folder), repeatable_noise=True))
+    run_federation(grid, config, RunSettings(RunFolder(folder)))

@@ -18,7 +18,7 @@ from common.atomic import write_atomic
 from common.errors import RunError
 from common.tensors import Tensors
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,16 @@ class Checkpoint:
         adapter: the travelling tensors by name, float32.
         config_digest: of the run config.
         base_fingerprint: of the base model.
+        run: the run's id, by which the sites' ledgers know it.
+        clip_norm: where adaptive clipping stands; None without it.
     """
 
     round: int
     adapter: Tensors
     config_digest: str
     base_fingerprint: str
+    run: str
+    clip_norm: float | None = None
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -50,6 +54,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "sha256": hashlib.sha256(content).hexdigest(),
         "config_digest": checkpoint.config_digest,
         "base_fingerprint": checkpoint.base_fingerprint,
+        "run": checkpoint.run,
+        "clip_norm": checkpoint.clip_norm,
     }
     write_atomic(folder / "state.json", (json.dumps(state, indent=2) + "\n").encode())
     for old in folder.glob("round-*.safetensors"):
@@ -73,6 +79,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             load(content),
             str(state["config_digest"]),
             str(state["base_fingerprint"]),
+            str(state["run"]),
+            None if state["clip_norm"] is None else float(state["clip_norm"]),
         )
     except FileNotFoundError:
         raise RunError(f"{folder} has no checkpoint; expected one to resume from. Run without --resume.") from None

@@ -81,7 +81,7 @@ def _expect_mechanism(description: SiteDescription, config: RunConfig) -> None:
         RunError: for another privacy unit, other steps, or an ε above the run's.
     """
     site, planned, privacy = description.site, description.mechanism, config.privacy
-    if (planned is None) != (privacy.unit == "none"):
+    if (planned is None) == privacy.is_local:
         raise RunError(f"site {site!r} plans another privacy unit; expected {privacy.unit!r}.")
     if planned is None:
         return

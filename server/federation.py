@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from common.tensors import Tensors, fingerprint
 from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from server.cohort import Member, admit_members
 from server.events import Observer
+from server.site_level import SiteLevel, site_level_of
 from server.strategy import FederatedTuning
 from server.summary import epsilon_by_site, summarise
 from server.transport import describe_sites, wait_for_nodes
@@ -41,14 +43,12 @@ class RunSettings:
         resume: go on from its checkpoint.
         device: of the coordinator's own model.
         engine: what carries the messages, for the record.
-        repeatable_noise: whether the sites are virtual and seeded.
     """
 
     folder: RunFolder
     resume: bool = False
     device: str = "auto"
     engine: str = "flower"
-    repeatable_noise: bool = False
 
 
 def run_federation(
@@ -73,11 +73,14 @@ def run_federation(
     )  # fmt: skip
     travelling = {name: start[name] for name in sorted(trained_names(config, start))}
     adapter = travelling if completed is None else _resumed(completed, travelling, model)
-    keeper = _Keeper(config, settings, model, start, watch)
+    seeded = any(member.description.seeded for member in members.values())
+    site_level = site_level_of(config, len(members), seeded=seeded)
+    run = secrets.token_hex(16) if completed is None else completed.run
+    keeper = _Keeper(config, settings, model, start, watch, run, site_level)
     if completed is None:
         folder.create()
         write_atomic(folder.config, dump_run_config(config).encode())
-        keeper.checkpoint(0, adapter)
+        keeper.checkpoint(0, adapter, None)
     else:
         folder.rewind(completed.round)
     folder.log(_start_record(config, settings, model, members, time.perf_counter() - began))
@@ -86,7 +89,8 @@ def run_federation(
     if done == 0 and not any(record["kind"] == "evaluation" for record in folder.records()):
         keeper.evaluate(0, adapter)
     strategy = FederatedTuning(
-        config=config, members=members, adapter=adapter, base_fingerprint=model.base.fingerprint,
+        config=config, members=members, adapter=adapter, base_fingerprint=model.base.fingerprint, run=run,
+        clip_norm=None if completed is None else completed.clip_norm, site_level=site_level,
         observer=watch, completed_rounds=done, round_done=keeper.round_done,
     )  # fmt: skip
     strategy.start(grid)
@@ -140,7 +144,7 @@ def _start_record(
         "seconds": seconds,
         "engine": settings.engine,
         "device": str(model.device),
-        "repeatable_noise": settings.repeatable_noise,
+        "repeatable_noise": any(member.description.seeded for member in members.values()),
         "config_digest": config.digest(),
         "base_fingerprint": model.base.fingerprint,
         "versions": {
@@ -160,21 +164,26 @@ class _Keeper:
         model: AdaptedModel,
         start: Tensors,
         watch: Observer,
+        run: str,
+        site_level: SiteLevel | None,
     ) -> None:
         self._config, self._folder, self._model = config, settings.folder, model
         self._start, self._watch = start, watch
+        self._run, self._site_level = run, site_level
         test = load_federated_data(config.data, config.seed).test if config.evaluation.enabled else {}
         self._evaluator = Evaluator(model, config, test) if test else None
 
-    def round_done(self, number: int, adapter: Tensors, record: dict[str, Any]) -> None:
+    def round_done(self, number: int, adapter: Tensors, clip_norm: float | None, record: dict[str, Any]) -> None:
         self._folder.log(record)
         every, last = self._config.evaluation.every, self._config.federation.rounds
         if number == last or (every and number % every == 0):
             self.evaluate(number, adapter)
-        self.checkpoint(number, adapter)
+        self.checkpoint(number, adapter, clip_norm)
         rounds = [known for known in self._folder.records() if known["kind"] == "round"]
-        spent = epsilon_by_site(rounds, self._config)
-        self._watch.round_ended(record, max(spent.values(), default=None))
+        spent = max(epsilon_by_site(rounds, self._config).values(), default=None)
+        if spent is None and self._site_level is not None:
+            spent = self._site_level.mechanism.epsilon_after(number)
+        self._watch.round_ended(record, spent)
 
     def evaluate(self, number: int, adapter: Tensors) -> None:
         if self._evaluator is None:
@@ -190,8 +199,8 @@ class _Keeper:
         self._folder.log(record)
         self._watch.evaluated(record)
 
-    def checkpoint(self, number: int, adapter: Tensors) -> None:
+    def checkpoint(self, number: int, adapter: Tensors, clip_norm: float | None) -> None:
         save_checkpoint(
             self._folder.checkpoint,
-            Checkpoint(number, adapter, self._config.digest(), self._model.base.fingerprint),
+            Checkpoint(number, adapter, self._config.digest(), self._model.base.fingerprint, self._run, clip_norm),
         )

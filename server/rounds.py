@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 from common.codecs.codec import encode
@@ -16,6 +18,7 @@ from common.wire import TrainRequest, header_bytes
 from server.admission import Admission
 from server.aggregation.catalog import AGGREGATORS
 from server.cohort import Member
+from server.site_level import SiteLevel
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,8 @@ class Outcome:
         bytes_up: bytes of the reply.
         steps: local steps.
         weight: in the average, relative to the largest of the cohort.
-        update_norm: L2 norm of the update as it arrived.
-        train_loss: None under differential privacy.
+        update_norm: L2 norm of the update as it arrived; withheld under site-level privacy.
+        train_loss: None under differential privacy, unless it is released and charged.
         mechanism: noise multiplier, sample rate and steps that the site's ledger is charged for having been asked.
     """
 
@@ -55,17 +58,22 @@ class Round:
         config: the run config.
         admission: the checks.
         base: fingerprint of the base model.
+        run: the run's id.
+        clip_norm: where adaptive clipping stands.
+        site_level: what protects whole sites, if anything does.
     """
 
     def __init__(
         self, number: int, cohort: Mapping[str, Member], adapter: Tensors, config: RunConfig,
-        admission: Admission, base: str,
+        admission: Admission, base: str, run: str, clip_norm: float | None = None, site_level: SiteLevel | None = None,
     ) -> None:  # fmt: skip
         self.number = number
         self.cohort = dict(cohort)
         self.outcomes: dict[str, Outcome] = {}
         self._config = config
         self._adapter = adapter
+        self._site_level = site_level
+        self._clip_norms: dict[str, float] = {}
         self._admission = admission
         self._aggregator = AGGREGATORS[config.aggregation.method]
         self._state = self._aggregator.init(adapter)
@@ -73,6 +81,8 @@ class Round:
         self._requests = {
             site: TrainRequest(
                 config_digest=config.digest(),
+                run=run,
+                clip_norm=clip_norm,
                 round=number,
                 nonce=secrets.token_hex(16),
                 base_fingerprint=base,
@@ -80,7 +90,7 @@ class Round:
             for site in self.cohort
         }
         declared = {site: member.weight(config) for site, member in self.cohort.items()}
-        largest = max(declared.values())
+        largest = max(declared.values(), default=1.0)
         self._weights = {site: weight / largest for site, weight in declared.items()}
         self._started = time.perf_counter()
         self._aggregating = 0.0
@@ -97,14 +107,15 @@ class Round:
         up, weight = len(header) + len(payload), self._weights[site]
         try:
             reply, update = self._admission.admit(header, payload, self._requests[site], self.cohort[site])
-            self._state = self._aggregator.update(self._state, update, weight)
+            private = update if self._site_level is None else self._site_level.clip(update)
+            self._state = self._aggregator.update(self._state, private, weight)
         except AdmissionError as error:
             outcome = self._outcome(site, "rejected", reason=str(error), bytes_up=up)
         else:
-            outcome = self._outcome(
-                site, "admitted", bytes_up=up, steps=reply.steps,
-                weight=weight, update_norm=l2_norm(update), train_loss=reply.train_loss,
-            )  # fmt: skip
+            told = {} if self._site_level else {"update_norm": l2_norm(update), "train_loss": reply.train_loss}
+            outcome = self._outcome(site, "admitted", bytes_up=up, steps=reply.steps, weight=weight, **told)
+            if reply.clip_norm is not None:
+                self._clip_norms[site] = reply.clip_norm
         self._aggregating += time.perf_counter() - began
         return outcome
 
@@ -118,12 +129,13 @@ class Round:
         """Return the next adapter.
 
         Raises:
-            RunError: with fewer admitted updates than ``federation.min_sites``.
+            RunError: with fewer admitted updates than ``federation.min_sites``. Under site-level privacy the number of
+                sites is left to chance, and only a round that lost all it had asked fails.
         """
         for site in self.cohort.keys() - self.outcomes.keys():
             self.fail(site, "late", "no reply within federation.round_timeout_s")
         admitted = [site for site, outcome in self.outcomes.items() if outcome.status == "admitted"]
-        least = self._config.federation.min_sites
+        least = self._config.federation.min_sites if self._site_level is None else min(1, len(self.cohort))
         if len(admitted) < least:
             lost = {site: o.reason for site, o in sorted(self.outcomes.items()) if o.status != "admitted"}
             site, reason = next(iter(lost.items()))
@@ -132,9 +144,17 @@ class Round:
                 f"(federation.min_sites). First of {len(lost)} lost: site {site!r}, {reason}."
             )
         began = time.perf_counter()
-        adapter = self._aggregator.finish(self._state, self._adapter)
+        adapter = self._aggregator.finish(self._state, self._adapter) if admitted else self._adapter
+        if self._site_level is not None:
+            adapter = self._site_level.noised(self._adapter, adapter, len(admitted), self.number)
         self._aggregating += time.perf_counter() - began
         return adapter
+
+    def clip_norm(self) -> float | None:
+        """Return the geometric mean of the clip norms that sites ended at; None where none told one."""
+        if not self._clip_norms:
+            return None
+        return math.exp(fmean(math.log(self._clip_norms[site]) for site in sorted(self._clip_norms)))
 
     def record(self) -> dict[str, Any]:
         """Return the round as plain values for ``metrics.jsonl``; seconds of training are those waiting for sites."""

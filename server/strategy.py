@@ -26,11 +26,12 @@ from server.admission import Admission
 from server.cohort import Member, sample_cohort
 from server.events import Observer
 from server.rounds import Round
+from server.site_level import SiteLevel
 from server.transport import exchange
 
 logger = logging.getLogger(__name__)
 
-RoundDone = Callable[[int, Tensors, dict[str, Any]], None]
+RoundDone = Callable[[int, Tensors, float | None, dict[str, Any]], None]
 
 
 @dataclass
@@ -42,21 +43,27 @@ class FederatedTuning(Strategy):
         members: the sites of the federation, by name.
         adapter: the travelling tensors; replaced after every round.
         base_fingerprint: of the base model.
+        run: the run's id.
+        clip_norm: where adaptive clipping stands; replaced after every round.
+        site_level: what protects whole sites, if anything does.
         observer: told what happens.
         completed_rounds: rounds done already, from a checkpoint.
-        round_done: called with number, adapter and record after every round, before the next begins.
+        round_done: called with number, adapter, clip norm and record after every round, before the next begins.
     """
 
     config: RunConfig
     members: Mapping[str, Member]
     adapter: Tensors
     base_fingerprint: str
+    run: str
+    clip_norm: float | None = None
+    site_level: SiteLevel | None = None
     observer: Observer = field(default_factory=Observer)
     completed_rounds: int = 0
     round_done: RoundDone | None = None
 
     def __post_init__(self) -> None:
-        self._admission = Admission(manifest_of(self.adapter), self.config.communication.codec)
+        self._admission = Admission.of(self.config, manifest_of(self.adapter))
         self._round: Round | None = None
         self._site_of_node = {member.node_id: name for name, member in self.members.items()}
 
@@ -143,9 +150,14 @@ class FederatedTuning(Strategy):
         return result
 
     def _requests(self, number: int) -> dict[str, Message]:
-        names = sample_cohort(list(self.members), self.config, number)
+        known = list(self.members)
+        private = self.site_level
+        names = sample_cohort(known, self.config, number) if private is None else private.cohort(known, number)
         cohort = {name: self.members[name] for name in names}
-        current = Round(number, cohort, self.adapter, self.config, self._admission, self.base_fingerprint)
+        current = Round(
+            number, cohort, self.adapter, self.config, self._admission, self.base_fingerprint, self.run,
+            self.clip_norm, private,
+        )  # fmt: skip
         self._round = current
         self.observer.round_started(number, names)
         return {
@@ -173,10 +185,11 @@ class FederatedTuning(Strategy):
     def _finish_round(self) -> None:
         current = self._current()
         self.adapter = current.finish()
+        self.clip_norm = current.clip_norm() or self.clip_norm
         self.completed_rounds = current.number
         self._round = None
         if self.round_done is not None:
-            self.round_done(current.number, self.adapter, current.record())
+            self.round_done(current.number, self.adapter, self.clip_norm, current.record())
 
     def _current(self) -> Round:
         if self._round is None:

@@ -9,6 +9,7 @@ from common.config.run import RunConfig
 from common.errors import RunError
 from common.privacy.accounting import Segment, epsilon_spent
 from common.privacy.claim import privacy_claim
+from common.privacy.planning import plan_site_level
 from common.tasks.catalog import TASKS
 
 Records = list[dict[str, Any]]
@@ -35,8 +36,9 @@ def summarise(records: Records, config: RunConfig) -> dict[str, Any]:
 
     Returns:
         rounds; metrics_before and metrics_after by split (overall, by_site, worst_site); epsilon and the bytes up and
-        down of each site (bytes as lists, one number a round, None where the site was not asked); seconds by phase;
-        the engine, the privacy claim and the fingerprint of the base model.
+        down of each site (bytes as lists, one number a round, None where the site was not asked); site_level, the ε
+        and δ spent on whole sites, or None; seconds by phase; the engine, the privacy claim and the fingerprint of the
+        base model.
 
     Raises:
         RunError: for a log without a start.
@@ -67,7 +69,8 @@ def summarise(records: Records, config: RunConfig) -> dict[str, Any]:
         "metrics_before": _metrics(evaluations, 0),
         "metrics_after": _metrics(evaluations, len(rounds)),
         "epsilon": epsilon_by_site(rounds, config),
-        "delta": None if config.privacy.unit == "none" else config.privacy.delta,
+        "delta": config.privacy.delta if config.privacy.is_local else None,
+        "site_level": _site_level(config, len(first["sites"]), len(rounds)),
         "privacy_claim": privacy_claim(config, bool(first["repeatable_noise"])),
         "bytes_up": per_round("bytes_up"),
         "bytes_down": per_round("bytes_down"),
@@ -81,6 +84,14 @@ def summarise(records: Records, config: RunConfig) -> dict[str, Any]:
         "base_fingerprint": first["base_fingerprint"],
         "versions": last["versions"],
     }
+
+
+def _site_level(config: RunConfig, num_sites: int, rounds: int) -> dict[str, float] | None:
+    """Return ε and δ spent on whole sites after ``rounds``, None without site-level privacy."""
+    mechanism = plan_site_level(config, num_sites)
+    if mechanism is None:
+        return None
+    return {"epsilon": mechanism.epsilon_after(rounds), "delta": mechanism.delta}
 
 
 def _metrics(evaluations: Records, round_number: int) -> dict[str, Any]:

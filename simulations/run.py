@@ -16,7 +16,7 @@ from common.run_source import CONFIG_YAML
 from server.events import Observer
 from server.federation import RunSettings, run_federation
 from simulations.check import expect_sound
-from simulations.grid import VirtualGrid
+from simulations.grid import VirtualGrid, Watch
 
 ENGINE = "inprocess"
 
@@ -28,6 +28,7 @@ def simulate(
     resume: bool = False,
     device: str = "auto",
     observer: Observer | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Run ``config`` with one virtual node a site and return the summary.
 
@@ -37,14 +38,15 @@ def simulate(
         resume: go on from the checkpoint.
         device: to compute on.
         observer: told what happens.
+        watch: told what passes between coordinator and sites.
 
     Raises:
         FedtuneError: for whatever keeps it from running.
     """
     data = load_federated_data(config.data, config.seed)
     expect_sound(config, data, resident_model(config, device))
-    grid = VirtualGrid(client.app.app, len(data.sites), {CONFIG_YAML: dump_run_config(config)}, device)
-    settings = RunSettings(RunFolder(folder), resume=resume, device=device, engine=ENGINE, repeatable_noise=True)
+    grid = VirtualGrid(client.app.app, len(data.sites), {CONFIG_YAML: dump_run_config(config)}, device, watch)
+    settings = RunSettings(RunFolder(folder), resume=resume, device=device, engine=ENGINE)
     return run_federation(grid, config, settings, observer)
 
 

@@ -1,14 +1,13 @@
-"""The DP-SGD step: per-example gradients, clipped, summed, noised, divided by the expected batch size.
+"""The DP-SGD step: per-unit gradients, clipped, summed, noised, divided by the expected batch size.
 
 Per-example gradients are captured in the trainable linear layers, or, where another kind of layer is trained, computed
-by Opacus' hooks; Opacus' optimizer clips and scales, and the noise comes from a cryptographic stream. One logical
-Poisson batch is computed in micro-batches, whose clipped gradients add up exactly; then one step with an empty
-micro-batch adds the noise. So a batch without records takes the same path: noise alone.
+by Opacus' hooks. One logical Poisson batch is computed in micro-batches, whose clipped gradients add up exactly; then
+one step with an empty micro-batch adds the noise. So a batch without records takes the same path: noise alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
@@ -16,35 +15,49 @@ from typing import Any
 import torch
 from opacus.grad_sample import GradSampleHooks
 from opacus.optimizers import DPOptimizer
-from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed
 from torch import Tensor, nn
 
 from client.dp.capture import captured_gradients, trainable_linears
+from client.dp.clipping import ClipNorm, ReleasedLoss, clip_factors, layer_groups, unit_norms, weighted_sum
+from client.dp.persons import PersonSums
 from common.errors import PrivacyError
 from common.privacy.planning import Mechanism
 from common.randomness import CryptoStream
 
 
 class _NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
-    """Opacus' optimizer with noise from a cryptographic stream instead of torch's generator."""
+    """Opacus' optimizer with clipping by groups, sums in float64 and noise from a cryptographic stream."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, stream: CryptoStream, **settings: Any) -> None:
-        super().__init__(optimizer, **settings)
-        self._stream = stream
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, groups: list[list[int]], clip: ClipNorm, stream: CryptoStream,
+        **settings: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(optimizer, max_grad_norm=clip.value, loss_reduction="mean", **settings)
+        self._groups, self._clip, self._stream = groups, clip, stream
+
+    def clip_and_accumulate(self) -> None:
+        """Add each unit's clipped gradient to ``summed_grad``; the L groups of a unit are clipped to C / √L each."""
+        gradients = self.grad_samples
+        bound = self._clip.value / len(self._groups) ** 0.5
+        for group in self._groups:
+            norms = unit_norms([gradients[position] for position in group])
+            self._clip.observe(norms)
+            factors = clip_factors(norms, bound)
+            for position in group:
+                parameter, total = self.params[position], weighted_sum(gradients[position], factors)
+                parameter.summed_grad = total if parameter.summed_grad is None else parameter.summed_grad + total
 
     def add_noise(self) -> None:
         """Put the clipped sum plus noise of standard deviation σ C into ``grad``."""
-        deviation = self.noise_multiplier * self.max_grad_norm
+        deviation = self.noise_multiplier * self._clip.value
         for parameter in self.params:
             total = parameter.summed_grad
-            _check_processed_flag(total)
             noise = self._stream.normal(total.shape) * deviation
-            parameter.grad = (total + noise.to(total.dtype).to(total.device)).view_as(parameter)
-            _mark_as_processed(total)
+            parameter.grad = (total + noise.to(total.dtype).to(total.device)).to(parameter.dtype).view_as(parameter)
 
 
 class DpStep:
-    """Accumulates clipped per-example gradients and applies noisy steps (Abadi et al. 1607.00133, algorithm 1).
+    """Accumulates clipped gradients and applies noisy steps (Abadi et al. 1607.00133, algorithm 1).
 
     A context manager: the hooks are on the model between enter and exit, and nowhere else.
 
@@ -52,10 +65,12 @@ class DpStep:
         module: the model; exactly ``parameters`` take gradients.
         parameters: the trained parameters by name.
         optimizer: the optimizer that gets the noisy gradient.
-        mechanism: clip norm, noise multiplier, expected batch size.
+        mechanism: clip norm, noise multiplier, expected batch size, unit.
         noise: stream that the noise is drawn from.
         batch_first: whether activations are [B, ...].
         capture: whether linear layers are captured; False takes Opacus' hooks, the reference.
+        clip: the clip norm, for adaptive clipping; the mechanism's own, unmoving, if not given.
+        loss: what is released of the loss; withheld if not given.
 
     Raises:
         PrivacyError: for layers whose per-example gradients Opacus cannot compute.
@@ -70,6 +85,8 @@ class DpStep:
         noise: CryptoStream,
         batch_first: bool,
         capture: bool = True,
+        clip: ClipNorm | None = None,
+        loss: ReleasedLoss | None = None,
     ) -> None:
         if not batch_first:
             raise PrivacyError(
@@ -80,13 +97,18 @@ class DpStep:
         self._parameters = dict(parameters)
         self._layers = trainable_linears(module, parameters) if capture else None
         self._open = ExitStack()
+        self._persons = PersonSums() if mechanism.unit == "user" else None
+        self._clip = ClipNorm(mechanism, quantile=0.5, lr=0.0) if clip is None else clip
+        self._loss = ReleasedLoss(mechanism, bound=1.0) if loss is None else loss
+        self._stream = noise
+        names = list(self._parameters)
         self._optimizer = _NoisyOptimizer(
             optimizer,
+            layer_groups(names) if mechanism.clipping == "per_layer" else [list(range(len(names)))],
+            self._clip,
             noise,
-            noise_multiplier=mechanism.noise_multiplier,
-            max_grad_norm=mechanism.clip_norm,
+            noise_multiplier=mechanism.gradient_noise,
             expected_batch_size=mechanism.expected_batch_size,
-            loss_reduction="mean",
         )
 
     def __enter__(self) -> DpStep:
@@ -111,11 +133,16 @@ class DpStep:
             parameter.__dict__.pop("grad_sample", None)
             parameter.__dict__.pop("summed_grad", None)
 
-    def micro_batch(self, losses: Tensor, rows: int) -> None:
-        """Add the clipped per-example gradients of ``losses`` [b] to the sum; ``rows`` is not used.
+    def micro_batch(self, losses: Tensor, rows: int, persons: Sequence[int] | None = None) -> None:
+        """Add the clipped gradients of ``losses`` [b] to the sum.
+
+        Args:
+            losses: one a row.
+            rows: of the whole step; not used.
+            persons: of each row, for unit "user": equal ones adjacent, also across micro-batches.
 
         Raises:
-            PrivacyError: if a trained parameter has no gradient for each of the b examples.
+            PrivacyError: if a trained parameter has no gradient for each of the b rows.
         """
         losses.sum().backward()  # type: ignore[no-untyped-call]
         for name, parameter in self._parameters.items():
@@ -125,12 +152,24 @@ class DpStep:
                     f"no per-example gradient for {name}; expected one for each record. Nothing was released."
                 )
         self._drop_non_finite(len(losses))
+        if self._persons is None:
+            self._loss.observe(losses)
+        elif persons is None or len(persons) != len(losses):
+            raise PrivacyError("rows came without their persons under unit 'user'; expected one a row.")
+        else:
+            gradients = [parameter.grad_sample for parameter in self._parameters.values()]  # type: ignore[attr-defined]
+            self._set(*self._persons.fold(gradients, losses, persons))
         self._advance(last=False)
 
-    def _drop_non_finite(self, rows: int) -> None:
-        """Let an example whose gradient holds NaN or infinity count as zero, which is within the clip norm.
+    def _set(self, gradients: Sequence[Tensor], losses: Tensor) -> None:
+        self._loss.observe(losses)
+        for parameter, gradient in zip(self._parameters.values(), gradients, strict=True):
+            parameter.grad_sample = gradient  # type: ignore[attr-defined]
 
-        Clipping would turn it into NaN whatever the noise, and so tell that the example was there.
+    def _drop_non_finite(self, rows: int) -> None:
+        """Let a row whose gradient holds NaN or infinity count as zero, which is within the clip norm.
+
+        Clipping would turn it into NaN whatever the noise, and so tell that the row was there.
         """
         gradients = [parameter.grad_sample for parameter in self._parameters.values()]  # type: ignore[attr-defined]
         finite = torch.stack([torch.isfinite(g.reshape(rows, -1)).all(dim=1) for g in gradients]).all(dim=0)
@@ -140,9 +179,15 @@ class DpStep:
 
     def apply(self, rows: int) -> None:
         """Add noise to the sum, divide by the expected batch size and step; also for a batch without records."""
+        held = self._persons.flush() if self._persons is not None else None
+        if held is not None:
+            self._set(*held)
+            self._advance(last=False)
         for parameter in self._parameters.values():
             parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))  # type: ignore[attr-defined]
         self._advance(last=True)
+        self._loss.end_step(self._stream)
+        self._clip.move(self._stream)
 
     def _advance(self, *, last: bool) -> None:
         self._optimizer.signal_skip_step(do_skip=not last)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from client.dp.clipping import ClipNorm, ReleasedLoss
 from client.dp.sampling import poisson_batches, shuffled_batches
 from client.dp.step import DpStep
 from client.site import Site
@@ -32,18 +33,20 @@ class LocalResult:
     Attributes:
         update: local minus received adapter, for the trained names; float32 on the CPU.
         steps: steps taken.
-        train_loss: mean loss over the rows seen, in nats; private, and None under differential privacy.
+        train_loss: mean loss over the rows seen, in nats; under differential privacy None, or noisy and charged.
+        clip_norm: where adaptive clipping ended; None without it.
     """
 
     update: Tensors
     steps: int
     train_loss: float | None
+    clip_norm: float | None = None
 
 
 class GradientStep(Protocol):
     """How the losses of a step's micro-batches become a step of the optimizer."""
 
-    def micro_batch(self, losses: Tensor, rows: int) -> None:
+    def micro_batch(self, losses: Tensor, rows: int, persons: Sequence[int] | None = None) -> None:
         """Take the losses [b] of a micro-batch out of a step of ``rows`` rows."""
 
     def apply(self, rows: int) -> None:
@@ -58,7 +61,7 @@ class PlainStep:
     optimizer: torch.optim.Optimizer
     max_grad_norm: float | None
 
-    def micro_batch(self, losses: Tensor, rows: int) -> None:
+    def micro_batch(self, losses: Tensor, rows: int, persons: Sequence[int] | None = None) -> None:
         """Add the gradient of the losses' share of the mean."""
         (losses.sum() / rows).backward()  # type: ignore[no-untyped-call]
 
@@ -78,6 +81,7 @@ def train_locally(
     names: frozenset[str],
     round_number: int,
     mechanism: Mechanism | None,
+    clip_norm: float | None = None,
 ) -> LocalResult:
     """Train from ``adapter`` on the site's rows and return the update.
 
@@ -92,28 +96,41 @@ def train_locally(
         names: those that are trained; the others stay as they are.
         round_number: from 1.
         mechanism: the planned mechanism, None without DP.
+        clip_norm: where adaptive clipping starts; the mechanism's own if not given.
     """
     model.load(adapter)
     parameters = model.train_only(names)
     optimizer = make_optimizer(config.training, parameters.values())
     steps = _steps(site, config, mechanism)
+    clip, released = _side_answers(config, mechanism, clip_norm)
     loss_sum, rows_seen = 0.0, 0
-    with (
-        _seeded(model.device, _dropout_seed(site, config, round_number, mechanism)),
-        _gradient_step(model, parameters, optimizer, site, config, round_number, mechanism) as step,
-    ):
+    step = _gradient_step(model, parameters, optimizer, site, config, round_number, mechanism, clip, released)
+    with _seeded(model.device, _dropout_seed(site, config, round_number, mechanism)), step as running:
         model.module.train()
         for done, batch in enumerate(_batches(site, config, round_number, steps, mechanism)):
             progress = (round_number - 1 + (done + 0.5) / steps) / config.federation.rounds
             for group in optimizer.param_groups:
                 group["lr"] = config.training.lr * lr_factor(config.training, progress)
-            loss_sum += _run_batch(model, site, config, batch, step)
+            loss_sum += _run_batch(model, site, config, batch, running)
             rows_seen += len(batch)
     trained = {name: parameter.detach().cpu().clone() for name, parameter in parameters.items()}
-    mean = None if mechanism is not None else loss_sum / max(1, rows_seen)
-    if mean is not None and not math.isfinite(mean):
+    update = subtract(trained, adapter)
+    if clip is not None and released is not None:
+        return LocalResult(update, steps, released.value(), clip.value if clip.adaptive else None)
+    mean = loss_sum / max(1, rows_seen)
+    if not math.isfinite(mean):
         raise RunError(f"training diverged: the loss of a round is {mean}; expected a number. Lower training.lr.")
-    return LocalResult(subtract(trained, adapter), steps, mean)
+    return LocalResult(update, steps, mean)
+
+
+def _side_answers(
+    config: RunConfig, mechanism: Mechanism | None, clip_norm: float | None
+) -> tuple[ClipNorm | None, ReleasedLoss | None]:
+    if mechanism is None:
+        return None, None
+    privacy = config.privacy
+    clip = ClipNorm(mechanism, privacy.clip_quantile, privacy.clip_lr, clip_norm)
+    return clip, ReleasedLoss(mechanism, privacy.loss_bound)
 
 
 def _steps(site: Site, config: RunConfig, mechanism: Mechanism | None) -> int:
@@ -127,7 +144,8 @@ def _batches(
 ) -> Iterator[list[int]]:
     if mechanism is not None:
         stream = site.randomness.stream("sampling", round_number)
-        return poisson_batches(len(site.rows), mechanism.sample_rate, steps, stream)
+        batches = poisson_batches(site.num_units(mechanism.unit), mechanism.sample_rate, steps, stream)
+        return batches if mechanism.unit != "user" else map(site.rows_of_persons, batches)
     order = torch_generator(config.seed, "order", round_number, site.name)
     return shuffled_batches(len(site.rows), config.training.batch_size, steps, order)
 
@@ -140,12 +158,14 @@ def _gradient_step(
     config: RunConfig,
     round_number: int,
     mechanism: Mechanism | None,
+    clip: ClipNorm | None,
+    released: ReleasedLoss | None,
 ) -> AbstractContextManager[GradientStep]:
     if mechanism is None:
         return nullcontext(PlainStep(list(parameters.values()), optimizer, config.training.max_grad_norm))
     noise = site.randomness.stream("noise", round_number)
-    family = model.base.family
-    return DpStep(model.module, parameters, optimizer, mechanism, noise, family.batch_first)
+    batch_first = model.base.family.batch_first
+    return DpStep(model.module, parameters, optimizer, mechanism, noise, batch_first, clip=clip, loss=released)
 
 
 def _run_batch(model: AdaptedModel, site: Site, config: RunConfig, batch: list[int], step: GradientStep) -> float:
@@ -154,10 +174,11 @@ def _run_batch(model: AdaptedModel, site: Site, config: RunConfig, batch: list[i
     collate = Collator(model.base.tokenizer.pad_token_id, model.base.family.padding_side)
     size = micro_batch_size(config.training.micro_batch_size, model.device)
     total = 0.0
-    for indices in micro_batches(site.lengths, batch, size):
+    persons = site.persons if config.privacy.unit == "user" else None
+    for indices in micro_batches(site.lengths, batch, size, persons):
         rows = collate([site.rows[index] for index in indices]).to(model.device)
         losses = task.loss_per_sequence(model.logits(rows.input_ids, rows.attention_mask), rows)
-        step.micro_batch(losses, len(batch))
+        step.micro_batch(losses, len(batch), None if persons is None else [persons[index] for index in indices])
         total += float(losses.detach().sum())
     step.apply(len(batch))
     return total

@@ -52,6 +52,8 @@ class DataConfig(Section):
     """Field of the text."""
     label_field: Annotated[str, Field(min_length=1)] = "label"
     """Field of the label."""
+    person_field: Annotated[str, Field(min_length=1)] | None = None
+    """Field that names the person a row is of, for privacy.unit user and the ledger. The name stays at the site."""
     prompt_template: str = "{prompt}"
     """What the model is shown for a prompt; must contain {prompt}."""
     max_length: Annotated[int, Field(ge=4, le=131072)] = 128

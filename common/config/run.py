@@ -41,17 +41,14 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> RunConfig:
-        if self.privacy.unit == "example":
-            if self.aggregation.weights == "examples":
-                raise ValueError(
-                    "aggregation.weights 'examples' would release exact row counts under DP; expected 'uniform'"
-                )
-            if self.training.max_grad_norm is not None:
-                raise ValueError(
-                    "training.max_grad_norm is set under DP; expected privacy.clip_norm instead. Remove it"
-                )
-        elif self.privacy.sample_rate is not None:
-            raise ValueError("privacy.sample_rate is set but privacy.unit is 'none'; remove it")
+        if self.privacy.unit != "none" and self.aggregation.weights == "examples":
+            raise ValueError(
+                "aggregation.weights 'examples' would release exact row counts under DP; expected 'uniform'"
+            )
+        if self.privacy.is_local and self.training.max_grad_norm is not None:
+            raise ValueError("training.max_grad_norm is set under DP; expected privacy.clip_norm instead. Remove it")
+        if self.privacy.unit == "user" and self.data.person_field is None:
+            raise ValueError("privacy.unit 'user' needs data.person_field; expected the field that names the person")
         if self.adapter.kind == "head_only" and self.data.task != "classification":
             raise ValueError("adapter.kind 'head_only' needs a head; expected data.task 'classification'")
         if self.federation.sites_per_round is not None and (

@@ -77,18 +77,28 @@ class Collator:
         return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=self.padding_side)
 
 
-def micro_batches(lengths: Sequence[int], rows: Sequence[int], size: int) -> list[list[int]]:
+def micro_batches(
+    lengths: Sequence[int], rows: Sequence[int], size: int, persons: Sequence[int] | None = None
+) -> list[list[int]]:
     """Cut the ``rows`` of a step into micro-batches of at most ``size``, sorted by length, longest first.
 
     Args:
         lengths: tokens of every row of the data.
         rows: indices into ``lengths``.
         size: most rows in a micro-batch.
+        persons: of every row of the data; where given, rows of one person stay next to each other, and persons are
+            sorted by their longest row.
 
     Returns:
         Lists of indices; together each of ``rows`` once. The longest come first, so that memory peaks at once.
     """
-    ordered = sorted(rows, key=lambda index: (-lengths[index], index))
+    if persons is None:
+        ordered = sorted(rows, key=lambda index: (-lengths[index], index))
+    else:
+        longest: dict[int, int] = {}
+        for row in rows:
+            longest[persons[row]] = max(lengths[row], longest.get(persons[row], 0))
+        ordered = sorted(rows, key=lambda i: (-longest[persons[i]], persons[i], -lengths[i], i))
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 

@@ -20,6 +20,7 @@ class Example:
         label: index into ``data.labels``; -1 for a causal LM.
         messages: chat messages as (role, content) pairs, instead of prompt and completion.
         site: the site that the row names, where it names one.
+        person: whom the row is of, where ``data.person_field`` says so.
     """
 
     prompt: str
@@ -27,10 +28,11 @@ class Example:
     label: int = -1
     messages: tuple[tuple[str, str], ...] = ()
     site: str | None = None
+    person: str | None = None
 
     @property
     def content(self) -> tuple[str, str, int, tuple[tuple[str, str], ...]]:
-        """Everything but the site: what makes two rows the same."""
+        """Everything but site and person: what makes two rows the same."""
         return (self.prompt, self.completion, self.label, self.messages)
 
 
@@ -48,17 +50,18 @@ def example_from_row(row: Mapping[str, Any], data: DataConfig, place: str) -> Ex
     site: str | None = None
     if data.partition.kind == "column" and data.partition.column in row:
         site = _site_name(row[data.partition.column], data.partition.column, place)
+    person = None if data.person_field is None else _person(row, data.person_field, place)
     if data.task == "classification":
         text = _text(row, data.text_field, place)
         if not text.strip():
             raise DataError(f"{place}: field {data.text_field!r} is empty; expected text. Drop the row.")
-        return Example(prompt=text, label=_label(row, data, place), site=site)
+        return Example(prompt=text, label=_label(row, data, place), site=site, person=person)
     if "messages" in row:
-        return Example(prompt="", messages=_messages(row["messages"], place), site=site)
+        return Example(prompt="", messages=_messages(row["messages"], place), site=site, person=person)
     completion = _text(row, "completion", place)
     if not completion.strip():
         raise DataError(f"{place}: field 'completion' is empty; expected text. Drop the row.")
-    return Example(prompt=_text(row, "prompt", place), completion=completion, site=site)
+    return Example(prompt=_text(row, "prompt", place), completion=completion, site=site, person=person)
 
 
 def _text(row: Mapping[str, Any], name: str, place: str) -> str:
@@ -107,6 +110,14 @@ def _site_name(value: Any, column: str, place: str) -> str:
             f"{place}: field {column!r} is no site name; expected 1 to 128 printable characters. Correct it."
         )
     return name
+
+
+def _person(row: Mapping[str, Any], name: str, place: str) -> str:
+    """The person as text: 7 and "7" are one person. Never quoted in an error."""
+    value = row.get(name)
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+        raise DataError(f"{place}: field {name!r} names no person; expected text or a whole number. Correct the row.")
+    return str(value).strip()
 
 
 def _messages(value: Any, place: str) -> tuple[tuple[str, str], ...]:

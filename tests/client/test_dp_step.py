@@ -21,12 +21,13 @@ from common.privacy.planning import Mechanism
 from common.randomness import CryptoStream
 from common.tasks.catalog import TASKS
 from common.tensors import Tensors, l2_norm
+from tests.mechanisms import mechanism_of
 
 FAMILIES = ["bert", "roberta", "distilbert", "gpt2", "llama", "qwen2"]
 
 
 def mechanism(clip: float = 1e6, noise: float = 1e-12, expected: float = 1.0) -> Mechanism:
-    return Mechanism(noise, clip, 0.5, expected, 1, 1e-5, "rdp")
+    return mechanism_of(clip, noise, expected)
 
 
 def rows_of(config: RunConfig, model: AdaptedModel) -> list[TokenRow]:

@@ -36,13 +36,14 @@ def test_sound_set_up_passes_and_is_left_as_it_was(
     assert all(torch.equal(value, before[name]) for name, value in model.state().items())
 
 
-@pytest.mark.parametrize("kind", ["causal", "bf16", "head only", "checkpointing"])
+@pytest.mark.parametrize("kind", ["causal", "bf16", "head only", "checkpointing", "mean"])
 def test_other_set_ups_pass(make_config: Callable[..., RunConfig], kind: str) -> None:
     config = {
         "causal": lambda: make_config("llama", "causal_lm", privacy=PRIVATE),
         "bf16": lambda: make_config(model={"dtype": "bf16"}, privacy=PRIVATE),
         "head only": lambda: make_config(adapter={"kind": "head_only"}, privacy=PRIVATE),
         "checkpointing": lambda: make_config(model={"gradient_checkpointing": True}, privacy=PRIVATE),
+        "mean": lambda: make_config(model={"pooling": "mean"}, privacy=PRIVATE),
     }[kind]()
     self_test(resident_model(config), config)
 
@@ -55,14 +56,14 @@ def plant(patch: pytest.MonkeyPatch, fault: str) -> None:
     decode = client.start_check.decode
 
     def no_clip(self: Optimizer) -> None:
-        self.max_grad_norm *= 1e6
+        self._clip.value *= 1e6
         clip(self)
-        self.max_grad_norm /= 1e6
+        self._clip.value /= 1e6
 
     def double_clip(self: Optimizer) -> None:
-        self.max_grad_norm *= 2
+        self._clip.value *= 2
         clip(self)
-        self.max_grad_norm /= 2
+        self._clip.value /= 2
 
     def mixed(parameter: Any, grad_sample: torch.Tensor) -> None:
         leave(parameter, grad_sample.mean(dim=0, keepdim=True).expand_as(grad_sample).contiguous())

@@ -19,6 +19,7 @@ from common.models.resident import resident_model
 from common.privacy.planning import Mechanism, plan_mechanism
 from common.randomness import SystemRandomness, torch_generator
 from common.tensors import Tensors, l2_norm
+from tests.mechanisms import mechanism_of
 
 
 def site_of(config: RunConfig, model: AdaptedModel, number: int = 0) -> Site:
@@ -72,7 +73,7 @@ def test_huge_clip_and_hardly_any_noise_is_plain_sgd_on_the_same_batches(make_co
     training = {"optimizer": "sgd", "lr": 0.1, "local_steps": 4, "batch_size": 12}
     private = make_config(training=training, privacy={"unit": "example", "noise_multiplier": 1e-9, "clip_norm": 1e4})
     plain = make_config(training=training)
-    mechanism = Mechanism(1e-9, 1e4, 1.0, 12.0, 4, 1e-5, "rdp")
+    mechanism = mechanism_of(noise=1e-9, clip=1e4, expected=12.0, steps=4)
     assert distance(train(plain).update, train(private, mechanism=mechanism).update) < 1e-3
 
 

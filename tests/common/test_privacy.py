@@ -100,7 +100,7 @@ def test_plan_with_a_shared_rate_does_not_depend_on_the_site(make_config: Callab
 
 def test_delta_too_large_for_the_site_is_refused(make_config: Callable[..., RunConfig]) -> None:
     config = make_config(privacy={"unit": "example", "delta": 0.1})
-    with pytest.raises(PrivacyError, match="Lower privacy"):
+    with pytest.raises(PrivacyError, match=r"expected at most 0\.003"):
         plan_mechanism(config, 40)
 
 

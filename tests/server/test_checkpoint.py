@@ -13,7 +13,7 @@ from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 
 def checkpoint(number: int) -> Checkpoint:
-    return Checkpoint(number, {"a": torch.full((2, 2), float(number))}, "c" * 64, "b" * 64)
+    return Checkpoint(number, {"a": torch.full((2, 2), float(number))}, "c" * 64, "b" * 64, "d" * 32)
 
 
 def test_newest_checkpoint_comes_back_whole_and_older_ones_go(tmp_path: Path) -> None:

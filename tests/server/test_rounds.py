@@ -21,19 +21,21 @@ from server.rounds import Round
 
 BASE, OTHER = "a" * 64, "b" * 64
 ADAPTER: Tensors = {"x.lora_A.weight": torch.ones(2, 3), "x.lora_B.weight": torch.zeros(3, 2)}
+RUN, ADMISSION = "0" * 32, Admission(manifest_of(ADAPTER), "fp32")
 MECHANISM = MechanismReport(noise_multiplier=1.0, sample_rate=0.1, steps=5)
 
 
 def description(name: str, /, **changes: Any) -> SiteDescription:
     known: dict[str, Any] = {
         "site": name, "base_fingerprint": BASE, "initial_fingerprint": OTHER, "num_examples": 10, "mechanism": None,
+        "seeded": True,
     }  # fmt: skip
     return SiteDescription(**{**known, **changes})
 
 
 def make_round(config: RunConfig, sites: tuple[str, ...] = ("one", "two"), **changes: Any) -> Round:
     cohort = {site: Member(number, description(site, **changes)) for number, site in enumerate(sites)}
-    return Round(1, cohort, ADAPTER, config, Admission(manifest_of(ADAPTER), "fp32"), BASE)
+    return Round(1, cohort, ADAPTER, config, Admission.of(config, manifest_of(ADAPTER)), BASE, RUN)
 
 
 def reply_to(current: Round, name: str, /, **changes: Any) -> bytes:
@@ -159,7 +161,7 @@ def test_site_counts_once(make_config: Callable[..., RunConfig]) -> None:
 def test_weights_are_the_declared_ones(make_config: Callable[..., RunConfig]) -> None:
     config = make_config(aggregation={"weights": "examples"})
     cohort = {site: Member(n, description(site, num_examples=n)) for n, site in ((1, "one"), (3, "three"))}
-    current = Round(1, cohort, ADAPTER, config, Admission(manifest_of(ADAPTER), "fp32"), BASE)
+    current = Round(1, cohort, ADAPTER, config, ADMISSION, BASE, RUN)
     zero = {name: torch.zeros_like(value) for name, value in ADAPTER.items()}
     current.take("one", reply_to(current, "one"), encode(UPDATE, "fp32"))
     current.take("three", reply_to(current, "three"), encode(zero, "fp32"))

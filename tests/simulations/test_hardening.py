@@ -20,7 +20,7 @@ from common.data.federated import load_federated_data
 from common.errors import RunError, WireError
 from common.models.adapter import AdaptedModel, initial_adapter
 from common.models.resident import resident_model
-from common.privacy.planning import Mechanism, plain_steps
+from common.privacy.planning import plain_steps
 from common.randomness import CryptoStream
 from common.tensors import Tensors, is_finite, l2_norm, subtract
 from common.wire import MechanismReport, SiteDescription, TrainRequest, header_bytes
@@ -28,6 +28,7 @@ from server.cohort import admit_members
 from simulations.check import check_run
 from simulations.progress import LiveProgress, closing_tables
 from simulations.run import simulate
+from tests.mechanisms import mechanism_of
 
 FINGERPRINT = "a" * 64
 PRIVATE = {"unit": "example", "noise_multiplier": 1.0, "accountant": "rdp"}
@@ -37,7 +38,7 @@ def dp_sum(layer: torch.nn.Linear, rows: torch.Tensor, noise: float = 1e-12) -> 
     """What a DP step with clip norm 1 subtracts from the weight of a layer whose output is the loss."""
     torch.nn.init.zeros_(layer.weight)
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
-    rule = Mechanism(noise, 1.0, 1.0, 1.0, 1, 1e-5, "rdp")
+    rule = mechanism_of(noise=noise)
     with DpStep(layer, {"weight": layer.weight}, optimizer, rule, CryptoStream(bytes(32)), batch_first=True) as step:
         step.micro_batch(layer(rows).sum(dim=1), 0)
         step.apply(0)
@@ -56,7 +57,7 @@ def test_example_with_an_unbounded_gradient_counts_as_nothing(value: float) -> N
 
 def request_for(config: RunConfig, model: AdaptedModel, **changes: Any) -> bytes:
     known: dict[str, Any] = {
-        "config_digest": config.digest(), "round": 1, "nonce": "0" * 32, "base_fingerprint": model.base.fingerprint,
+        "config_digest": config.digest(), "run": "0" * 32, "round": 1, "nonce": "0" * 32, "base_fingerprint": model.base.fingerprint,
     }  # fmt: skip
     return header_bytes(TrainRequest(**{**known, **changes}))
 
@@ -90,7 +91,7 @@ def update_of(config: RunConfig, seed: int) -> Tensors:
     model = resident_model(config)
     site = virtual_site(config, {"partition-id": 0, "num-partitions": 3}, model)
     start = initial_adapter(model, 0)
-    mechanism = Mechanism(1e-9, 0.1, 1.0, 12.0, 2, 1e-5, "rdp")
+    mechanism = mechanism_of(noise=1e-9, clip=0.1, expected=12.0, steps=2)
     return train_locally(model, site, changed, start, frozenset(start), 1, mechanism).update
 
 
@@ -100,7 +101,7 @@ def test_dropout_masks_under_dp_do_not_follow_from_the_runs_seed(make_config: Ca
     assert l2_norm(subtract(first, other)) < 1e-6 * l2_norm(first)
 
 
-def mechanism_of(**changes: Any) -> MechanismReport:
+def report_of(**changes: Any) -> MechanismReport:
     return MechanismReport(**{"noise_multiplier": 1.0, "sample_rate": 4 / 12, "steps": 3, **changes})
 
 
@@ -108,7 +109,7 @@ def described(mechanism: MechanismReport) -> dict[int, SiteDescription]:
     return {
         1: SiteDescription(
             site="one", base_fingerprint=FINGERPRINT, initial_fingerprint=FINGERPRINT, num_examples=None,
-            mechanism=mechanism,
+            mechanism=mechanism, seeded=True,
         )
     }  # fmt: skip
 
@@ -127,14 +128,19 @@ def test_site_that_would_not_keep_the_budget_is_refused(
 ) -> None:
     config = make_config(privacy=privacy)
     with pytest.raises(RunError, match=rule):
-        admit_members(described(mechanism_of(**changes)), config, FINGERPRINT, FINGERPRINT)
+        admit_members(described(report_of(**changes)), config, FINGERPRINT, FINGERPRINT)
 
 
 @pytest.mark.parametrize("name", ["a\u2028b", "a\nb", "", "x" * 129])
 def test_odd_site_name_is_refused_on_the_wire(name: str) -> None:
     with pytest.raises(ValueError, match="site"):
         SiteDescription(
-            site=name, base_fingerprint=FINGERPRINT, initial_fingerprint=FINGERPRINT, num_examples=1, mechanism=None
+            site=name,
+            base_fingerprint=FINGERPRINT,
+            initial_fingerprint=FINGERPRINT,
+            num_examples=1,
+            mechanism=None,
+            seeded=True,
         )
 
 
