@@ -19,8 +19,9 @@ def _not_a(name: str) -> bool:
     return ".lora_A." not in name
 
 
-def _head(name: str) -> bool:
-    return ".lora_A." not in name and ".lora_B." not in name
+def is_head(name: str) -> bool:
+    """Whether a parameter, by its saved name, is of the classification head and not of a factor or prompt."""
+    return not any(part in name for part in (".lora_A.", ".lora_B.", "prompt_embeddings"))
 
 
 @dataclass(frozen=True)
@@ -47,5 +48,5 @@ METHODS: dict[str, Method] = {
 
 def trained_names(config: RunConfig, names: Iterable[str]) -> frozenset[str]:
     """Return the names that are trained and travel, for the run's method and kind of adapter."""
-    keep = _head if config.adapter.kind == "head_only" else METHODS[config.aggregation.method].trains
+    keep = is_head if config.adapter.kind == "head_only" else METHODS[config.aggregation.method].trains
     return frozenset(name for name in names if keep(name))

@@ -15,7 +15,7 @@ from client.dp.clipping import ClipNorm, ReleasedLoss
 from client.dp.sampling import poisson_batches, shuffled_batches
 from client.dp.step import DpStep
 from client.site import Site
-from client.training.optimizers import lr_factor, make_optimizer
+from client.training.optimizers import lr_factor, make_optimizer, set_lr
 from common.config.run import RunConfig
 from common.data.batches import Collator, micro_batch_size, micro_batches
 from common.errors import RunError
@@ -100,7 +100,7 @@ def train_locally(
     """
     model.load(adapter)
     parameters = model.train_only(names)
-    optimizer = make_optimizer(config.training, parameters.values())
+    optimizer = make_optimizer(config.training, parameters)
     steps = _steps(site, config, mechanism)
     clip, released = _side_answers(config, mechanism, clip_norm)
     loss_sum, rows_seen = 0.0, 0
@@ -109,8 +109,7 @@ def train_locally(
         model.module.train()
         for done, batch in enumerate(_batches(site, config, round_number, steps, mechanism)):
             progress = (round_number - 1 + (done + 0.5) / steps) / config.federation.rounds
-            for group in optimizer.param_groups:
-                group["lr"] = config.training.lr * lr_factor(config.training, progress)
+            set_lr(optimizer, lr_factor(config.training, progress))
             loss_sum += _run_batch(model, site, config, batch, running)
             rows_seen += len(batch)
     trained = {name: parameter.detach().cpu().clone() for name, parameter in parameters.items()}

@@ -16,6 +16,9 @@ class TrainingConfig(Section):
     """AdamW (Loshchilov and Hutter 1711.05101) or SGD with momentum."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
     """Peak learning rate."""
+    head_lr: Annotated[float, Field(gt=0)] | None = None
+    """Peak learning rate of the classification head; lr if not given. A new head wants a larger one than factors do,
+    above all under DP."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay (AdamW) or L2 (SGD)."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
