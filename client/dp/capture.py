@@ -1,15 +1,18 @@
-"""Per-example gradients of trainable linear layers, captured where the weight gradient would be computed.
+"""Per-example gradients of trainable layers, captured where the weight gradient would be computed.
 
-For y = x Wᵀ + b with x [B, ..., n] and ∂L/∂y [B, ..., m], the gradient of example i is Σ_t (∂L/∂y)_it ⊗ x_it: one
-batched product. It takes the place of the summed product that autograd would do, so it costs about the same, and no
-activation is kept that autograd would not keep. It needs a loss that is a sum over examples, and the batch in the first
-dimension.
+For a linear layer y = x Wᵀ + b with x [B, ..., n] and ∂L/∂y [B, ..., m], the gradient of example i is
+Σ_t (∂L/∂y)_it ⊗ x_it: one batched product. It takes the place of the summed product that autograd would do, so it costs
+about the same, and no activation is kept that autograd would not keep. For an embedding it is ∂L/∂y, added up by token
+and example. Both need a loss that is a sum over examples, and the batch in the first dimension.
+
+Products are float32 at least, whatever the base model is held in. A gradient that reaches a trained parameter on a
+way other than through a captured layer would be lost, so it is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from common.errors import PrivacyError
+
+LARGEST_EMBEDDING = 1024
+"""Most entries of an embedding that is captured: its per-example gradients are dense, [B, entries, d]."""
+
+Layers = Mapping[str, nn.Module]
+"""Layers that can be captured, by name."""
 
 
 class _CapturingLinear(torch.autograd.Function):
@@ -33,13 +42,41 @@ class _CapturingLinear(torch.autograd.Function):
         (grad,) = outputs
         (x,) = ctx.saved_tensors
         weight, bias = ctx.weight, ctx.bias
-        steps = grad.reshape(len(grad), -1, grad.shape[-1])
+        steps = _widened(grad.reshape(len(grad), -1, grad.shape[-1]))
         if weight.requires_grad:
-            inputs = x.reshape(len(x), -1, x.shape[-1])
-            _leave(weight, torch.bmm(steps.transpose(1, 2), inputs.to(steps.dtype)))
+            inputs = x.reshape(len(x), -1, x.shape[-1]).to(steps.dtype)
+            _leave(weight, torch.bmm(steps.transpose(1, 2), inputs))
         if bias is not None and bias.requires_grad:
             _leave(bias, steps.sum(dim=1))
         return (grad @ weight.to(grad.dtype)).to(x.dtype) if ctx.needs_input_grad[0] else None, None, None
+
+
+class _CapturingEmbedding(torch.autograd.Function):
+    """A lookup of ids [B, ...] whose backward leaves ``grad_sample`` [B, entries, d] on its weight."""
+
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, weight: nn.Parameter, padding_idx: int | None) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.weight, ctx.padding_idx = weight, padding_idx
+        return functional.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[None, None, None]:
+        (grad,) = outputs
+        (ids,) = ctx.saved_tensors
+        rows, (entries, width) = len(ids), ctx.weight.shape
+        looked_up = _widened(grad.reshape(-1, width))
+        own = torch.arange(rows, device=ids.device).unsqueeze(1) * entries + ids.reshape(rows, -1)
+        sums = looked_up.new_zeros(rows * entries, width).index_add_(0, own.flatten(), looked_up)
+        grad_sample = sums.view(rows, entries, width)
+        if ctx.padding_idx is not None:
+            grad_sample[:, ctx.padding_idx] = 0.0
+        _leave(ctx.weight, grad_sample)
+        return None, None, None
+
+
+def _widened(grad: Tensor) -> Tensor:
+    return grad.to(torch.promote_types(grad.dtype, torch.float32))
 
 
 def _leave(parameter: nn.Parameter, grad_sample: Tensor) -> None:
@@ -49,41 +86,107 @@ def _leave(parameter: nn.Parameter, grad_sample: Tensor) -> None:
     parameter.grad_sample = found if earlier is None else earlier + found  # type: ignore[attr-defined]
 
 
-def trainable_linears(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list[nn.Linear] | None:
-    """Return the linear layers that own exactly ``parameters``, or None where another kind of layer owns one."""
-    wanted = {id(parameter) for parameter in parameters.values()}
-    layers = [
-        layer
-        for layer in module.modules()
-        if type(layer) is nn.Linear and any(id(own) in wanted for own in layer.parameters(recurse=False))
-    ]
-    owned = {id(own) for layer in layers for own in layer.parameters(recurse=False)}
-    return layers if wanted <= owned else None
+def capturable_layers(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Layers:
+    """Return the layers that own ``parameters``, by name.
+
+    Every owner counts: a weight that two layers share gets the sum of what both captured.
+
+    Args:
+        module: the model.
+        parameters: the trained parameters by name.
+
+    Raises:
+        PrivacyError: naming a trained parameter and an owner of it that cannot be captured.
+    """
+    trained = {id(parameter): name for name, parameter in parameters.items()}
+    layers: dict[str, nn.Module] = {}
+    owned: set[int] = set()
+    for layer_name, layer in module.named_modules():
+        own = [id(parameter) for parameter in layer.parameters(recurse=False) if id(parameter) in trained]
+        if own:
+            obstacle = _obstacle(layer)
+            if obstacle:
+                raise PrivacyError(
+                    f"per-example gradients of {trained[own[0]]} cannot be captured in {layer_name or 'the model'} "
+                    f"({obstacle}); expected linear layers and embeddings of at most {LARGEST_EMBEDDING} entries."
+                )
+            layers[layer_name] = layer
+            owned.update(own)
+    homeless = [name for identity, name in trained.items() if identity not in owned]
+    if homeless:
+        raise PrivacyError(f"no layer of the model owns {homeless[0]}; expected the model's own parameters.")
+    return layers
+
+
+def _obstacle(layer: nn.Module) -> str | None:
+    """Why a layer cannot be captured, or None. Subclasses may compute something else, so types are compared exactly."""
+    if type(layer) is nn.Linear:
+        return None
+    if type(layer) is not nn.Embedding:
+        return f"a {type(layer).__name__}"
+    if layer.num_embeddings > LARGEST_EMBEDDING:
+        return f"an embedding of {layer.num_embeddings} entries"
+    if layer.max_norm is not None or layer.scale_grad_by_freq:
+        return "an embedding with max_norm or scale_grad_by_freq, which depend on the other examples"
+    return None
 
 
 @contextmanager
-def captured_gradients(layers: list[nn.Linear]) -> Iterator[None]:
-    """Let ``layers`` leave per-example gradients on their parameters while the context is open.
+def captured_gradients(layers: Layers) -> Iterator[None]:
+    """Let ``layers`` leave per-example gradients on their trained parameters while the context is open.
 
     Raises:
-        PrivacyError: if a layer is being captured already.
+        PrivacyError: if a layer is being captured already; and, out of a backward pass, if a gradient reaches a trained
+            parameter on another way than through its layers' forward.
     """
-    if any("forward" in layer.__dict__ for layer in layers):
+    if any("forward" in layer.__dict__ for layer in layers.values()):
         raise PrivacyError("a layer's forward is replaced already; expected none while DP-SGD runs.")
+    with ExitStack() as open_captures:
+        for name, layer in layers.items():
+            layer.forward = _capturing_forward(layer)
+            open_captures.callback(layer.__dict__.pop, "forward", None)
+            for parameter in layer.parameters(recurse=False):
+                if parameter.requires_grad:
+                    open_captures.enter_context(_no_gradient_elsewhere(name, parameter))
+        yield
+
+
+@contextmanager
+def _no_gradient_elsewhere(layer_name: str, parameter: nn.Parameter) -> Iterator[None]:
+    """Refuse what autograd itself would add to a captured parameter: it is of the whole batch, not of an example."""
+
+    def refuse(reached: Tensor) -> None:
+        if reached.grad is not None:  # autograd calls this for the None of a captured layer as well
+            raise PrivacyError(
+                f"a gradient reached a parameter of {layer_name} past its forward; expected no other use of it, "
+                "such as a tied weight. Nothing was released."
+            )
+
+    handle = parameter.register_post_accumulate_grad_hook(refuse)  # type: ignore[no-untyped-call]
     try:
-        for layer in layers:
-            layer.forward = _capturing_forward(layer)  # type: ignore[method-assign]
         yield
     finally:
-        for layer in layers:
-            layer.__dict__.pop("forward", None)
+        handle.remove()
 
 
-def _capturing_forward(layer: nn.Linear) -> Any:
-    def forward(x: Tensor) -> Tensor:
+def _capturing_forward(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+    if isinstance(layer, nn.Embedding):
+        embedding = layer
+
+        def look_up(ids: Tensor) -> Tensor:
+            if not torch.is_grad_enabled():
+                return functional.embedding(ids, embedding.weight)
+            output: Tensor = _CapturingEmbedding.apply(ids, embedding.weight, embedding.padding_idx)  # type: ignore[no-untyped-call]
+            return output
+
+        return look_up
+
+    def multiply(x: Tensor) -> Tensor:
+        weight: Any = layer.weight
+        bias: Any = layer.bias
         if not torch.is_grad_enabled():
-            return functional.linear(x, layer.weight, layer.bias)
-        output: Tensor = _CapturingLinear.apply(x, layer.weight, layer.bias)  # type: ignore[no-untyped-call]
+            return functional.linear(x, weight, bias)
+        output: Tensor = _CapturingLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
         return output
 
-    return forward
+    return multiply

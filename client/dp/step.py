@@ -1,8 +1,8 @@
 """The DP-SGD step: per-unit gradients, clipped, summed, noised, divided by the expected batch size.
 
-Per-example gradients are captured in the trainable linear layers, or, where another kind of layer is trained, computed
-by Opacus' hooks. One logical Poisson batch is computed in micro-batches, whose clipped gradients add up exactly; then
-one step with an empty micro-batch adds the noise. So a batch without records takes the same path: noise alone.
+Per-example gradients are captured in the trained layers; Opacus' hooks can compute them too and are the reference. One
+logical Poisson batch is computed in micro-batches, whose clipped gradients add up exactly; then one step with an empty
+micro-batch adds the noise. So a batch without records takes the same path: noise alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from opacus.grad_sample import GradSampleHooks
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
-from client.dp.capture import captured_gradients, trainable_linears
+from client.dp.capture import capturable_layers, captured_gradients
 from client.dp.clipping import ClipNorm, ReleasedLoss, clip_factors, layer_groups, unit_norms, weighted_sum
 from client.dp.persons import PersonSums
 from common.errors import PrivacyError
@@ -68,7 +68,7 @@ class DpStep:
         mechanism: clip norm, noise multiplier, expected batch size, unit.
         noise: stream that the noise is drawn from.
         batch_first: whether activations are [B, ...].
-        capture: whether linear layers are captured; False takes Opacus' hooks, the reference.
+        capture: whether gradients are captured in the layers; False takes Opacus' hooks, the reference.
         clip: the clip norm, for adaptive clipping; the mechanism's own, unmoving, if not given.
         loss: what is released of the loss; withheld if not given.
 
@@ -95,7 +95,7 @@ class DpStep:
             )
         self._module = module
         self._parameters = dict(parameters)
-        self._layers = trainable_linears(module, parameters) if capture else None
+        self._layers = capturable_layers(module, parameters) if capture else None
         self._open = ExitStack()
         self._persons = PersonSums() if mechanism.unit == "user" else None
         self._clip = ClipNorm(mechanism, quantile=0.5, lr=0.0) if clip is None else clip
