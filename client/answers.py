@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from client.ledger.site_ledger import round_asked
+from client.release import pack_release, unpack_release
 from client.site import Site
 from client.start_check import self_test
 from client.training.loop import train_locally
@@ -33,12 +35,15 @@ def answer_describe(header: bytes, site: Site, config: RunConfig, model: Adapted
 
     Raises:
         WireError: for a request that is not for this run.
-        PrivacyError: if the budget cannot be planned or the self-test fails.
+        PrivacyError: if the budget cannot be planned, the self-test fails, or the site's ledger cannot take the run.
     """
     request = parse_header(header, DescribeRequest)
     if isinstance(request, Refusal) or request.config_digest != config.digest():
         raise WireError("the request is for another run config; expected the one this site was given.")
     mechanism = plan_mechanism(config, site.num_units(config.privacy.unit))
+    if site.ledger is not None:
+        site.ledger.charge(mechanism)
+        site.ledger.ledger.history()
     if mechanism is not None:
         self_test(model, config)
     return SiteDescription(
@@ -56,9 +61,12 @@ def answer_train(
 ) -> tuple[TrainReply, bytes]:
     """Train a round and return the reply's header and the packed update.
 
+    A site with a ledger has the round charged before it trains and the answer committed before it is sent; a request
+    sent again gets the answer that was committed.
+
     Raises:
         WireError: for a request that is not for this run, this base model, or is malformed.
-        PrivacyError: if the mechanism must not run.
+        PrivacyError: if the mechanism must not run, or the ledger refuses; then nothing was trained.
     """
     request = parse_header(header, TrainRequest)
     if isinstance(request, Refusal) or request.config_digest != config.digest():
@@ -77,6 +85,27 @@ def answer_train(
     mechanism = plan_mechanism(config, site.num_units(config.privacy.unit))
     if mechanism is not None:
         self_test(model, config)
+    if site.ledger is None:
+        return _train(request, received, site, config, model, mechanism)
+    asked = round_asked(request, payload)
+    release = site.ledger.reserve(asked, site.ledger.charge(mechanism))
+    if release is None:
+        trained = _train(request, received, site, config, model, mechanism)
+        release = site.ledger.commit(asked, pack_release(*trained))
+    return unpack_release(release, request.nonce)
+
+
+def _train(
+    request: TrainRequest,
+    received: Tensors,
+    site: Site,
+    config: RunConfig,
+    model: AdaptedModel,
+    mechanism: Mechanism | None,
+) -> tuple[TrainReply, bytes]:
+    """Train from the trained tensors ``received`` and return the reply's header and the packed update."""
+    start = _start(model, config.seed)
+    names = trained_names(config, start)
     result = train_locally(
         model, site, config, {**start, **received}, names, request.round, mechanism, request.clip_norm
     )

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.answers import answer_describe, answer_train
-from client.site import Site, virtual_site
+from client.site import Site, real_site, virtual_site
+from client.site_config import SITE_CONFIG, SiteConfig, load_site_config
 from common.config.run import RunConfig
-from common.errors import FedtuneError
+from common.errors import ConfigError, FedtuneError
 from common.flower_records import from_records, to_records
 from common.models.adapter import AdaptedModel
 from common.models.resident import resident_model
@@ -53,8 +54,10 @@ def _reply(message: Message, context: Context, answer: Answer) -> Message:
     quiet_dependencies()
     try:
         config = run_config_of(context.run_config)
-        model = resident_model(config, str(context.node_config.get(DEVICE, "auto")))
-        site = virtual_site(config, context.node_config, model)
+        own = _site_config(context.node_config)
+        device = str(context.node_config.get(DEVICE, "auto")) if own is None else own.device
+        model = resident_model(config, device)
+        site = virtual_site(config, context.node_config, model) if own is None else real_site(config, own, model)
         header, payload = from_records(message.content)
         content = to_records(*answer(header, payload, site, config, model))
     except FedtuneError as error:
@@ -64,6 +67,16 @@ def _reply(message: Message, context: Context, answer: Answer) -> Message:
         logger.error("internal error %s at %s", type(error).__name__, _place(error))
         content = _refusal("internal", error)
     return Message(content, reply_to=message)
+
+
+def _site_config(node_config: Mapping[str, object]) -> SiteConfig | None:
+    """Return the config of a real site, None for a virtual one."""
+    path = node_config.get(SITE_CONFIG)
+    if path is None:
+        return None
+    if not isinstance(path, str) or not path:
+        raise ConfigError(f"{SITE_CONFIG} of the node config is {path!r}; expected the path of a site config.")
+    return load_site_config(Path(path))
 
 
 def _refusal(code: str, error: BaseException) -> RecordDict:

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from pathlib import Path
 
+from client.ledger.dataset import identify
+from client.ledger.ledger import Ledger
+from client.ledger.site_ledger import SiteLedger
+from client.site_config import SiteConfig
 from common.config.run import RunConfig
 from common.data.batches import TokenRow
-from common.data.examples import Example
+from common.data.examples import Example, example_from_row
 from common.data.federated import load_federated_data
-from common.errors import ConfigError
+from common.data.readers import read_rows
+from common.errors import ConfigError, DataError, PrivacyError
 from common.models.adapter import AdaptedModel
-from common.randomness import KeyedRandomness, PrivateRandomness
+from common.randomness import KeyedRandomness, PrivateRandomness, SystemRandomness
 from common.tasks.catalog import TASKS
 
 
@@ -26,6 +32,7 @@ class Site:
         lengths: tokens of each row.
         randomness: where noise and sampling come from.
         persons: the person of each row, numbered from 0; None where rows name no person.
+        ledger: what was spent and what may be; None for a virtual site, which protects nothing real.
     """
 
     name: str
@@ -33,6 +40,7 @@ class Site:
     lengths: tuple[int, ...]
     randomness: PrivateRandomness
     persons: tuple[int, ...] | None = None
+    ledger: SiteLedger | None = None
 
     def num_units(self, unit: str) -> int:
         """Return the number of what a privacy unit protects here: persons for "user", else rows."""
@@ -73,6 +81,72 @@ def virtual_site(config: RunConfig, node_config: Mapping[str, object], model: Ad
             f"Set the number of supernodes to {len(sites)}."
         )
     return _tokenised(config, sites[number], model)
+
+
+@dataclass(frozen=True)
+class SiteRows:
+    """A real site's rows before they are tokenised.
+
+    Attributes:
+        examples: one a row of the site's file.
+        persons: the person of each, numbered from 0; None where rows name no person.
+        ledger: the site's ledger, for these rows.
+    """
+
+    examples: tuple[Example, ...]
+    persons: tuple[int, ...] | None
+    ledger: SiteLedger
+
+    def num_units(self, unit: str) -> int:
+        """Return the number of what a privacy unit protects here: persons for "user", else rows."""
+        return len(set(self.persons or ())) if unit == "user" else len(self.examples)
+
+
+def read_site_rows(config: RunConfig, site_config: SiteConfig) -> SiteRows:
+    """Read a real site's own file as the run config's task.
+
+    Task, fields, labels, template and length are the run's; the path, and where it is set the field that names the
+    person, are the site's. All rows of the file are trained on: partition, test part and row limits of the run config
+    describe simulated sites.
+
+    Raises:
+        DataError: naming file and line.
+        PrivacyError: if the run takes another field than the site's for the person.
+    """
+    data, own = config.data, site_config.person_field
+    if own is not None:
+        if config.privacy.unit == "user" and data.person_field != own:
+            raise PrivacyError(
+                f"data.person_field of the run is {data.person_field!r}; expected {own!r}, which names the person at "
+                "this site. Leave the run, or have it changed."
+            )
+        data = data.model_copy(update={"person_field": own})
+    name = Path(site_config.data).name
+    rows = list(read_rows(site_config.data, data, "data"))
+    examples = tuple(example_from_row(row, data, f"{name} line {number}") for number, row in rows)
+    if not examples:
+        raise DataError(f"data: {site_config.data} has no rows; expected at least one. Check the file.")
+    dataset = identify(site_config.data, (row for _, row in rows), examples)
+    ledger = SiteLedger(Ledger(Path(site_config.ledger)), dataset, site_config.budget)
+    return SiteRows(examples, _persons(examples), ledger)
+
+
+def real_site(config: RunConfig, site_config: SiteConfig, model: AdaptedModel) -> Site:
+    """Return a real site: rows of its own file, randomness of the operating system, and its ledger.
+
+    Args:
+        config: the run config, which says what a row is.
+        site_config: the site's own.
+        model: the resident model, for its tokenizer.
+
+    Raises:
+        DataError: naming file and line.
+        PrivacyError: if the run takes another field than the site's for the person.
+    """
+    read = read_site_rows(config, site_config)
+    rows = TASKS[config.data.task].tokenise(read.examples, model.base.tokenizer, config.data)
+    lengths = tuple(map(len, rows))
+    return Site(site_config.name, tuple(rows), lengths, SystemRandomness(), read.persons, read.ledger)
 
 
 @lru_cache(maxsize=4096)

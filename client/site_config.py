@@ -17,6 +17,9 @@ from common.config.yaml_text import parse_yaml
 from common.sources import anchor, is_hub
 from common.wire import SiteName
 
+SITE_CONFIG = "site-config"
+"""Key of Flower's node config that names the site config file of a real site."""
+
 
 class Budget(Section):
     """What the releases of all runs together may spend of one unit of the site's data."""

@@ -1,0 +1,72 @@
+"""A ledger together with the data and the budget it is kept for: what a site asks before it trains."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from client.ledger.dataset import Dataset
+from client.ledger.events import Charge
+from client.ledger.ledger import Ledger, RoundRequest
+from client.ledger.spending import segment_for
+from client.site_config import Budget
+from common.errors import PrivacyError
+from common.privacy.planning import Mechanism
+from common.wire import TrainRequest, header_bytes
+
+_NO_NONCE = "0" * 32
+
+
+@dataclass(frozen=True)
+class SiteLedger:
+    """The ledger of one site's rows.
+
+    Attributes:
+        ledger: the file.
+        dataset: the rows.
+        budget: what may be spent of each record or person.
+    """
+
+    ledger: Ledger
+    dataset: Dataset
+    budget: Budget
+
+    def charge(self, mechanism: Mechanism | None) -> Charge:
+        """Return what one round of ``mechanism`` spends, if this site may take part in such a run at all.
+
+        Raises:
+            PrivacyError: for a run without noise at the site, or one whose unit the budget cannot count.
+        """
+        if mechanism is None or mechanism.unit == "site":
+            raise PrivacyError(
+                "the run adds no noise at the site, and this site has a budget; expected privacy.unit 'example' or "
+                "'user'. Leave the run."
+            )
+        charge = Charge(
+            unit=mechanism.unit,
+            noise_multiplier=mechanism.noise_multiplier,
+            sample_rate=mechanism.sample_rate,
+            steps=mechanism.steps_per_round,
+        )
+        segment_for(charge, self.budget)
+        return charge
+
+    def reserve(self, asked: RoundRequest, charge: Charge) -> bytes | None:
+        """Charge a round before it is trained; see :meth:`Ledger.reserve`."""
+        return self.ledger.reserve(asked, self.dataset, charge, self.budget)
+
+    def commit(self, asked: RoundRequest, release: bytes) -> bytes:
+        """Fix what is released for a round before it is sent; see :meth:`Ledger.commit`."""
+        return self.ledger.commit(asked, release)
+
+
+def round_asked(request: TrainRequest, payload: bytes) -> RoundRequest:
+    """Return the round that a message asks for; a message sent again asks for the same.
+
+    Args:
+        request: the header; everything in it counts but the nonce, which is new with every sending.
+        payload: the packed adapter.
+    """
+    header = header_bytes(request.model_copy(update={"nonce": _NO_NONCE}))
+    digest = hashlib.sha256(hashlib.sha256(header).digest() + hashlib.sha256(payload).digest())
+    return RoundRequest(request.run, request.round, digest.hexdigest())
