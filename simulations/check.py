@@ -6,13 +6,15 @@ from typing import Any
 
 from common.codecs.codec import encode
 from common.config.run import RunConfig
+from common.data.examples import count_units
 from common.data.federated import FederatedData, load_federated_data
 from common.errors import ConfigError, DataError, PrivacyError
 from common.methods import trained_names
 from common.models.adapter import AdaptedModel, initial_adapter
 from common.models.resident import resident_model
+from common.privacy.advice import advise
 from common.privacy.claim import privacy_claim
-from common.privacy.planning import plain_steps, plan_mechanism
+from common.privacy.planning import plain_steps, plan_mechanism, plan_site_level
 from common.tasks.catalog import TASKS
 
 
@@ -44,6 +46,8 @@ def check_run(config: RunConfig, device: str = "auto") -> dict[str, Any]:
         "test_rows": sum(len(rows) for rows in data.test.values()),
         "test_rows_also_in_train": data.shared_with_test,
         "privacy_claim": privacy_claim(config, repeatable_noise=True),
+        "site_level": _site_level(config, len(data.sites)),
+        "advice": _advice(config, data, sum(start[name].numel() for name in names)),
         "sites": {site: _plan(site, data, config) for site in data.sites},
     }
 
@@ -60,22 +64,48 @@ def expect_sound(config: RunConfig, data: FederatedData, model: AdaptedModel) ->
             f"federation.min_sites is {config.federation.min_sites} but the data has {len(data.sites)} sites; "
             "expected at most as many."
         )
-    if config.privacy.unit != "none" and not model.base.family.batch_first:
+    if config.privacy.is_local and not model.base.family.batch_first:
         raise PrivacyError(
             f"{model.base.folder.name} computes with time before batch, where per-example gradients would be wrong; "
             "expected another base model, or privacy.unit 'none'."
         )
+    plan_site_level(config, len(data.sites))
     for site in data.sites:
         try:
-            plan_mechanism(config, len(data.train[site]))
+            plan_mechanism(config, count_units(data.train[site], config.privacy.unit))
         except PrivacyError as error:
             raise PrivacyError(f"site {site!r}: {error}") from None
 
 
+def _site_level(config: RunConfig, num_sites: int) -> dict[str, float] | None:
+    mechanism = plan_site_level(config, num_sites)
+    if mechanism is None:
+        return None
+    return {
+        "noise_multiplier": mechanism.noise_multiplier,
+        "sample_rate": mechanism.sample_rate,
+        "epsilon_after_run": mechanism.epsilon_after(config.federation.rounds),
+    }
+
+
+def _advice(config: RunConfig, data: FederatedData, num_parameters: int) -> list[str]:
+    """Advice for the smallest site, which the plan is hardest on."""
+    units = {site: count_units(data.train[site], config.privacy.unit) for site in data.sites}
+    site = min(units, key=lambda name: units[name])
+    mechanism = plan_mechanism(config, units[site])
+    if mechanism is None:
+        return []
+    found = advise(config, mechanism, units[site], num_parameters, len(data.sites))
+    return [f"{site}: {sentence}" for sentence in found]
+
+
 def _plan(site: str, data: FederatedData, config: RunConfig) -> dict[str, Any]:
-    rows = len(data.train[site])
-    mechanism = plan_mechanism(config, rows)
+    rows, unit = len(data.train[site]), config.privacy.unit
+    units = count_units(data.train[site], unit)
+    mechanism = plan_mechanism(config, units)
     plan: dict[str, Any] = {"train_rows": rows, "test_rows": len(data.test.get(site, ()))}
+    if unit == "user":
+        plan["persons"] = units
     if mechanism is None:
         return plan | {"steps_per_round": plain_steps(config, rows)}
     return plan | {

@@ -56,7 +56,7 @@ class LiveProgress(Observer):
             "rounds", total=config.federation.rounds, completed=completed_rounds, note=""
         )
         self._sites = self._progress.add_task("sites ", total=len(sites), note="evaluating")
-        dp = "no DP" if config.privacy.unit == "none" else "example-level DP"
+        dp = "no DP" if config.privacy.unit == "none" else f"{config.privacy.unit}-level DP"
         again = f", resumed after round {completed_rounds}" if completed_rounds else ""
         self._console.print(f"[bold]{escape(config.name)}[/bold]: {len(sites)} sites, {dp}{again}", highlight=False)
 
@@ -101,7 +101,9 @@ def closing_tables(summary: dict[str, Any], task: str) -> list[Table]:
     before, after = (summary[key].get("test", {}) for key in ("metrics_before", "metrics_after"))
     headline = summary["headline"]
     title = f"{summary['name']}: {headline} by site, {summary['rounds']} rounds; bytes for a site and round"
-    table = Table(title=title, title_justify="left")
+    whole = summary["site_level"]
+    caption = f"whole sites: ε {whole['epsilon']:.2f} at δ {whole['delta']:g}" if whole else None
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     table.add_column("site", no_wrap=True)
     for column in ("before", "after", "ε spent", "up", "down"):
         table.add_column(column, justify="right", no_wrap=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,11 @@ class Example:
     def content(self) -> tuple[str, str, int, tuple[tuple[str, str], ...]]:
         """Everything but site and person: what makes two rows the same."""
         return (self.prompt, self.completion, self.label, self.messages)
+
+
+def count_units(examples: Sequence[Example], unit: str) -> int:
+    """Return the number of what a privacy unit protects among ``examples``: persons for "user", else rows."""
+    return len({example.person for example in examples}) if unit == "user" else len(examples)
 
 
 def example_from_row(row: Mapping[str, Any], data: DataConfig, place: str) -> Example:
