@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from common.config.section import Section
 
 
 class AdapterConfig(Section):
-    """LoRA factors on linear layers (Hu et al. 2106.09685) and, where the task has one, the head."""
+    """What is trained: LoRA factors (Hu et al. 2106.09685) or a prompt and, where the task has one, the head."""
 
-    kind: Literal["lora", "head_only"] = "lora"
-    """head_only trains the classification head on frozen features, a strong baseline under DP."""
+    kind: Literal["lora", "prompt", "head_only"] = "lora"
+    """lora: factors on linear layers; prompt: virtual tokens before every text (Lester et al. 2104.08691); head_only:
+    the classification head on frozen features, a strong baseline under DP."""
+    virtual_tokens: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Length of the prompt, for kind prompt."""
     rank: Annotated[int, Field(ge=1, le=1024)] = 8
     """Rank r of the factors A [r, n] and B [m, r]."""
     alpha: Annotated[float, Field(gt=0)] = 16.0
@@ -24,3 +27,10 @@ class AdapterConfig(Section):
         "auto"
     )
     """Names of the layers that get factors; auto is query and value (or the family's like)."""
+
+    @model_validator(mode="after")
+    def _prompt_has_no_layers(self) -> AdapterConfig:
+        if self.kind == "prompt" and (self.target_modules != "auto" or self.dropout > 0):
+            key = "dropout" if self.dropout > 0 else "target_modules"
+            raise ValueError(f"{key} is set for kind 'prompt', which puts nothing on layers; remove it")
+        return self

@@ -51,6 +51,8 @@ class RunConfig(Section):
             raise ValueError("privacy.unit 'user' needs data.person_field; expected the field that names the person")
         if self.adapter.kind == "head_only" and self.data.task != "classification":
             raise ValueError("adapter.kind 'head_only' needs a head; expected data.task 'classification'")
+        if self.adapter.kind == "prompt" and self.aggregation.method == "ffa_lora":
+            raise ValueError("aggregation.method 'ffa_lora' needs LoRA factors; expected 'fedit' for kind 'prompt'")
         if self.federation.sites_per_round is not None and (
             self.federation.sites_per_round < self.federation.min_sites
         ):

@@ -1,4 +1,4 @@
-"""The adapter: LoRA factors and head on a frozen base, as plain tensors under the names PEFT saves them by."""
+"""The adapter: LoRA factors or a prompt, and head, on a frozen base: plain tensors under the names PEFT saves."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from common.config.adapter import AdapterConfig
 from common.errors import ModelError
 from common.models.base import BaseModel, Purpose
+from common.models.prompt import PROMPT, Forward, expect_promptable, initial_prompt, prompt_forward
 from common.randomness import torch_generator
 from common.tensors import Tensors
 
@@ -31,6 +32,7 @@ class AdaptedModel:
         parameters: every adapter parameter by its saved name, sorted; float32.
         settings: the PEFT config, for the export.
         device: where it computes.
+        forward: how ``module`` gives logits.
     """
 
     base: BaseModel
@@ -38,6 +40,7 @@ class AdaptedModel:
     parameters: dict[str, nn.Parameter]
     settings: Any
     device: torch.device
+    forward: Forward
 
     def load(self, adapter: Mapping[str, Tensor]) -> None:
         """Copy the values of ``adapter`` into the model; names not in it keep their values."""
@@ -59,9 +62,7 @@ class AdaptedModel:
     def logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Run the model: [B, T] token ids and mask to logits, [B, labels] or [B, T, V], float32."""
         with self._precision():
-            output = self.module(input_ids=input_ids, attention_mask=attention_mask)
-        logits: Tensor = output.logits
-        return logits.float()
+            return self.forward(self.module, input_ids, attention_mask).float()
 
     def _precision(self) -> AbstractContextManager[object]:
         held = {parameter.dtype for parameter in self.module.parameters()}
@@ -70,27 +71,26 @@ class AdaptedModel:
         return nullcontext()
 
 
+def _plain_forward(module: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    logits: Tensor = module(input_ids=input_ids, attention_mask=attention_mask).logits
+    return logits
+
+
 def adapt(base: BaseModel, adapter: AdapterConfig, data: Purpose, device: torch.device) -> AdaptedModel:
-    """Put LoRA factors and a trainable head on ``base`` (in place).
+    """Put LoRA factors or a prompt, and a trainable head, on ``base`` (in place).
 
     Raises:
-        ModelError: for target modules that the model does not have.
+        ModelError: for target modules that the model does not have, or a prompt that it has no place for.
     """
-    model_config: Any = base.module.config
-    heads = base.family.heads if data.task == "classification" else ()
+    heads = list(base.family.heads) if data.task == "classification" else []
     targets = base.family.targets if adapter.target_modules == "auto" else adapter.target_modules
-    make: Any = peft.LoraConfig
-    settings = make(
-        task_type=peft.TaskType.SEQ_CLS if data.task == "classification" else peft.TaskType.CAUSAL_LM,
-        r=adapter.rank if adapter.kind == "lora" else 1,
-        lora_alpha=adapter.alpha,
-        lora_dropout=adapter.dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        modules_to_save=list(heads) or None,
-        fan_in_fan_out=model_config.model_type == "gpt2",
-        init_lora_weights=True,
-        base_model_name_or_path=None,
-    )
+    forward: Forward = _plain_forward
+    if adapter.kind == "prompt":
+        expect_promptable(base, adapter.virtual_tokens, data)
+        settings = _prompt_settings(base, adapter, data, heads)
+        forward = prompt_forward(base, adapter.virtual_tokens, data.task)
+    else:
+        settings = _lora_settings(base, adapter, data, heads, targets)
     try:
         module = peft.get_peft_model(base.module, settings, adapter_name=_ADAPTER)
     except (ValueError, TypeError) as error:
@@ -104,12 +104,55 @@ def adapt(base: BaseModel, adapter: AdapterConfig, data: Purpose, device: torch.
     for name, parameter in module.named_parameters():
         if f".{_ADAPTER}." in name:
             parameter.data = parameter.data.float()
-            saved = name.replace(f".modules_to_save.{_ADAPTER}.", ".").replace(f".{_ADAPTER}.", ".")
-            parameters[saved] = parameter
-    _expect_all_kept(module, parameters, targets)
-    adapted = AdaptedModel(base, module, dict(sorted(parameters.items())), settings, device)
+            parameters[_saved_name(name)] = parameter
+    _expect_all_kept(module, parameters, () if adapter.kind == "prompt" else targets)
+    adapted = AdaptedModel(base, module, dict(sorted(parameters.items())), settings, device, forward)
     adapted.train_only(frozenset(parameters))
     return adapted
+
+
+def _lora_settings(
+    base: BaseModel, adapter: AdapterConfig, data: Purpose, heads: list[str], targets: str | tuple[str, ...]
+) -> Any:
+    model_config: Any = base.module.config
+    make: Any = peft.LoraConfig
+    return make(
+        task_type=_task_type(data),
+        r=adapter.rank if adapter.kind == "lora" else 1,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        modules_to_save=heads or None,
+        fan_in_fan_out=model_config.model_type == "gpt2",
+        init_lora_weights=True,
+        base_model_name_or_path=None,
+    )
+
+
+def _prompt_settings(base: BaseModel, adapter: AdapterConfig, data: Purpose, heads: list[str]) -> Any:
+    model_config: Any = base.module.config
+    make: Any = peft.PromptTuningConfig
+    return make(
+        task_type=_task_type(data),
+        num_virtual_tokens=adapter.virtual_tokens,
+        token_dim=model_config.hidden_size,
+        num_layers=model_config.num_hidden_layers,
+        num_attention_heads=model_config.num_attention_heads,
+        num_transformer_submodules=1,
+        modules_to_save=heads or None,
+        base_model_name_or_path=None,
+    )
+
+
+def _task_type(data: Purpose) -> Any:
+    return peft.TaskType.SEQ_CLS if data.task == "classification" else peft.TaskType.CAUSAL_LM
+
+
+def _saved_name(name: str) -> str:
+    """The name that PEFT saves a parameter by, from the one it has in the model."""
+    if name == f"prompt_encoder.{_ADAPTER}.embedding.weight":
+        return PROMPT
+    return name.replace(f".modules_to_save.{_ADAPTER}.", ".").replace(f".{_ADAPTER}.", ".")
 
 
 def _expect_all_kept(module: nn.Module, parameters: Mapping[str, nn.Parameter], targets: str | tuple[str, ...]) -> None:
@@ -129,18 +172,22 @@ def initial_adapter(model: AdaptedModel, seed: int) -> Tensors:
     """Return the adapter a run starts from, the same in every process for one seed.
 
     A is uniform as in Kaiming initialisation with a = √5 and B is zero, so that BA = 0 (Hu et al. 2106.09685);
-    a head keeps pretrained values, and a new one is normal with the model's ``initializer_range``, biases zero.
+    a head keeps pretrained values, and a new one is normal with the model's ``initializer_range``, biases zero;
+    a prompt starts at entries of the vocabulary, see :func:`common.models.prompt.initial_prompt`.
 
     Returns:
         Float32 CPU tensors by saved name.
     """
     spread = float(getattr(model.base.module.config, "initializer_range", 0.02) or 0.02)
-    untrained = {f"base_model.model.{name}" for name in model.base.untrained}
+    inside = "base_model." if PROMPT in model.parameters else "base_model.model."
+    untrained = {inside + name for name in model.base.untrained}
     start: Tensors = {}
     for name, parameter in model.parameters.items():
         generator = torch_generator(seed, "initial-adapter", name)
         value = torch.zeros(parameter.shape, dtype=torch.float32)
-        if ".lora_A." in name:
+        if name == PROMPT:
+            value = initial_prompt(model.base, len(parameter), seed)
+        elif ".lora_A." in name:
             bound = 1.0 / math.sqrt(parameter.shape[1])
             value.uniform_(-bound, bound, generator=generator)
         elif ".lora_B." not in name:

@@ -112,14 +112,7 @@ def load_base(config: ModelConfig, data: Purpose, device: torch.device) -> BaseM
             f"model.pooling is 'mean' but the model type is {settings.model_type!r}; expected one of {offered}. "
             "Set model.pooling=family."
         )
-    if family.positions is not None:
-        key, reserved = family.positions
-        limit = int(getattr(settings, key)) - reserved
-        if data.max_length > limit:
-            raise ModelError(
-                f"data.max_length is {data.max_length} but the model has {limit} positions; expected at most as many. "
-                "Lower data.max_length."
-            )
+    expect_positions(settings, family, data.max_length)
     tokenizer = _load_tokenizer(folder)
     settings.pad_token_id = tokenizer.pad_token_id
     arguments: dict[str, Any] = {
@@ -140,6 +133,24 @@ def load_base(config: ModelConfig, data: Purpose, device: torch.device) -> BaseM
         module.activation_checkpointing_enable({"use_reentrant": True})
         module.enable_input_require_grads()
     return BaseModel(module, tokenizer, family, weights_fingerprint(folder), untrained, folder)
+
+
+def expect_positions(settings: Any, family: Family, max_length: int, virtual_tokens: int = 0) -> None:
+    """Check that the model has positions for the longest row, and for the virtual tokens of a prompt before it.
+
+    Raises:
+        ModelError: if it has learnt position embeddings, and fewer.
+    """
+    if family.positions is None:
+        return
+    key, reserved = family.positions
+    limit = int(getattr(settings, key)) - reserved
+    if max_length + virtual_tokens > limit:
+        prompt = f" and adapter.virtual_tokens {virtual_tokens}" if virtual_tokens else ""
+        raise ModelError(
+            f"data.max_length is {max_length}{prompt} but the model has {limit} positions; expected at most as many. "
+            "Lower data.max_length."
+        )
 
 
 def _load_classifier_or_lm(

@@ -31,6 +31,11 @@ class Family:
     batch_first: bool = True
     mean_pooling: Mapping[str, bool] | None = None
 
+    @property
+    def is_decoder(self) -> bool:
+        """Whether a token sees only those before it."""
+        return "causal_lm" in self.tasks
+
     def mean_pooled(self) -> Family:
         """Return the family as :class:`common.models.pooled.MeanPooledClassifier` makes it: with one linear head."""
         return replace(self, heads=("classifier",))

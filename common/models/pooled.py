@@ -32,11 +32,14 @@ class MeanPooledClassifier(nn.Module):
         config: the encoder's config.
     """
 
+    encoder: Any
+    config: Any
+
     def __init__(self, encoder: nn.Module, num_labels: int) -> None:
         super().__init__()
-        self.encoder: Any = encoder
-        self.config: Any = encoder.config
-        self.classifier = nn.Linear(self.config.hidden_size, num_labels)
+        self.encoder, self.config = encoder, encoder.config
+        width: Any = self.config.hidden_size
+        self.classifier = nn.Linear(width, num_labels)
         for parameter in self.classifier.parameters():
             nn.init.zeros_(parameter)
 
