@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from opacus.accountants import create_accountant
 
@@ -18,6 +19,10 @@ from common.errors import PrivacyError
 
 TOLERANCE = 0.01
 """Calibrated noise spends between ``epsilon - TOLERANCE`` (or 1 % of it, if that is less) and ``epsilon``."""
+
+_COARSE, _FINE, _SHARE = 0.01, 0.001, 0.005
+"""PRV adds its discretisation error to ε: the coarse one where it is small beside ε, else a share of ε, which costs
+little because ε is small then, but never less than the fine one."""
 
 _LARGEST_NOISE = 1e4
 _LITTLE_NOISE, _HOPELESS_EPSILON = 0.5, 50.0
@@ -71,7 +76,7 @@ def _epsilon(segments: tuple[Segment, ...], delta: float, accountant: str) -> fl
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return float(engine.get_epsilon(delta=delta))
+            return _prv_epsilon(engine, delta) if accountant == "prv" else float(engine.get_epsilon(delta=delta))
     except (ValueError, OverflowError, RuntimeError, MemoryError) as error:
         if accountant == "prv":
             return _epsilon(segments, delta, "rdp")
@@ -79,6 +84,17 @@ def _epsilon(segments: tuple[Segment, ...], delta: float, accountant: str) -> fl
             f"ε at δ={delta:g} cannot be bounded for these steps ({type(error).__name__}); expected less noise "
             "or more. Change privacy.epsilon or privacy.delta."
         ) from None
+
+
+def _prv_epsilon(engine: Any, delta: float) -> float:
+    """Return PRV's upper bound, at most about 1 % or :data:`_FINE` above ε, whichever is more."""
+    coarse = float(engine.get_epsilon(delta=delta, eps_error=_COARSE))
+    if 1.5 * _SHARE * coarse >= _COARSE:
+        return coarse
+    try:
+        return float(engine.get_epsilon(delta=delta, eps_error=max(_FINE, _SHARE * (coarse - _COARSE))))
+    except (ValueError, RuntimeError, MemoryError):
+        return coarse
 
 
 @lru_cache(maxsize=1024)
