@@ -22,7 +22,7 @@ from common.randomness import KeyedRandomness, PrivateRandomness, SystemRandomne
 from common.tasks.catalog import TASKS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Site:
     """A data holder.
 

@@ -15,6 +15,7 @@ from client.dp.clipping import ClipNorm, ReleasedLoss
 from client.dp.sampling import poisson_batches, shuffled_batches
 from client.dp.step import DpStep
 from client.site import Site
+from client.training.features import row_features
 from client.training.optimizers import lr_factor, make_optimizer, set_lr
 from common.config.run import RunConfig
 from common.data.batches import Collator, micro_batch_size, micro_batches
@@ -173,10 +174,13 @@ def _run_batch(model: AdaptedModel, site: Site, config: RunConfig, batch: list[i
     collate = Collator(model.base.tokenizer.pad_token_id, model.base.family.padding_side)
     size = micro_batch_size(config.training.micro_batch_size, model.device)
     total = 0.0
+    features = row_features(model, site, config)
     persons = site.persons if config.privacy.unit == "user" else None
     for indices in micro_batches(site.lengths, batch, size, persons):
         rows = collate([site.rows[index] for index in indices]).to(model.device)
-        losses = task.loss_per_sequence(model.logits(rows.input_ids, rows.attention_mask), rows)
+        known = features.logits(indices) if features is not None else None
+        logits = model.logits(rows.input_ids, rows.attention_mask) if known is None else known
+        losses = task.loss_per_sequence(logits, rows)
         step.micro_batch(losses, len(batch), None if persons is None else [persons[index] for index in indices])
         total += float(losses.detach().sum())
     step.apply(len(batch))

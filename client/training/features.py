@@ -1,0 +1,75 @@
+"""Head-only training on features that are computed once: the frozen part of the model gives the same for a row always.
+
+A head that is one linear layer on one vector a row, as BERT's and the mean-pooled classifier's, needs no more of the
+base model than that vector. A round then costs what the head costs. Models whose head sees every token are trained
+without the short cut.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from client.site import Site
+from common.config.run import RunConfig
+from common.data.batches import Collator, micro_batch_size, micro_batches
+from common.models.adapter import AdaptedModel
+
+
+class RowFeatures:
+    """Features of the rows of a site.
+
+    Attributes:
+        table: float32 [N, d], on the model's device.
+    """
+
+    def __init__(self, head: nn.Module, table: Tensor) -> None:
+        self._head = head
+        self.table = table
+
+    def logits(self, rows: list[int]) -> Tensor:
+        """Return the head's logits for some rows: [b, L] float32, with gradients to the head."""
+        logits: Tensor = self._head(self.table[rows])
+        return logits.float()
+
+
+def row_features(model: AdaptedModel, site: Site, config: RunConfig) -> RowFeatures | None:
+    """Return the features of a site's rows, or None where the model has to be run for every step."""
+    if config.adapter.kind != "head_only" or len(model.base.family.heads) != 1:
+        return None
+    return _computed(model, site, micro_batch_size(config.training.micro_batch_size, model.device))
+
+
+@lru_cache(maxsize=4096)
+def _computed(model: AdaptedModel, site: Site, size: int) -> RowFeatures | None:
+    head = model.module.get_submodule(f"base_model.model.{model.base.family.heads[0]}")
+    collate = Collator(model.base.tokenizer.pad_token_id, model.base.family.padding_side)
+    table: Tensor | None = None
+    was_training = model.module.training
+    model.module.eval()
+    try:
+        with torch.no_grad():
+            for chosen in micro_batches(site.lengths, range(len(site.rows)), size):
+                batch = collate([site.rows[index] for index in chosen]).to(model.device)
+                seen, logits = _watched(model, head, batch.input_ids, batch.attention_mask)
+                if seen.dim() != 2 or not torch.equal(head(seen).float(), logits):
+                    return None
+                if table is None:
+                    table = torch.zeros(len(site.rows), seen.shape[1], device=model.device)
+                table[chosen] = seen.float()
+    finally:
+        model.module.train(was_training)
+    return None if table is None else RowFeatures(head, table)
+
+
+def _watched(model: AdaptedModel, head: nn.Module, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Run the model and return what its head was given, and the logits."""
+    seen: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        logits = model.logits(input_ids, mask)
+    finally:
+        handle.remove()
+    return seen[-1], logits
