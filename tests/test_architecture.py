@@ -26,7 +26,7 @@ WALLS = {
         "common/flower_records.py",
         "simulations/grid.py",
     },
-    "opacus": {"client/dp/step.py", "common/privacy/accounting.py"},
+    "opacus": {"client/dp/step.py", "common/privacy/accounting.py", "simulations/benchmarks/ghost.py"},
     "peft": {"common/models/adapter.py"},
     "grpc": set(),
 }

@@ -8,11 +8,13 @@ sides include loading the model and reading and tokenising the data; neither eva
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch.nn import functional
 
+from common.config.load import load_run_config
 from common.config.run import RunConfig
 from common.data.batches import Collator, TokenRow
 from common.data.federated import load_federated_data
@@ -21,8 +23,39 @@ from common.models.adapter import adapt, initial_adapter
 from common.models.base import choose_device, load_base
 from common.randomness import torch_generator
 from common.tasks.catalog import TASKS
-from common.tensors import Tensors
+from common.tensors import Tensors, l2_norm, subtract
+from simulations.benchmarks.measure import Measurement, in_pairs
 from simulations.run import simulate
+
+
+def benchmark_config(root: Path, rows: int, rounds: int) -> tuple[str, RunConfig]:
+    """Return the work: product reviews by product where the data is there, else the embedded clinic messages."""
+    reviews = root.parent / "shared" / "data" / "product_reviews"
+    name = "product-reviews" if reviews.is_dir() else "quickstart"
+    overrides = [
+        "privacy={unit: none}", "evaluation.enabled=false", "data.test=null", f"federation.rounds={rounds}",
+        f"data.max_rows_per_site={rows}", "aggregation={method: fedit, weights: examples}",
+        "training={lr: 2.0e-3, batch_size: 16, local_epochs: 1}",
+    ]  # fmt: skip
+    return name, load_run_config(root / "configs" / f"{name}.yaml", overrides)
+
+
+def harness_figures(name: str, config: RunConfig, pairs: int) -> tuple[list[Measurement], float]:
+    """Time both sides in pairs; also return how far apart their adapters end, as a share of the norm."""
+    ours, plain = _Side(run_fedtune, config), _Side(run_plain_loop, config)
+    figures = in_pairs(f"{name}, fedtune-sim against a plain loop", ours, plain, pairs)
+    return figures, l2_norm(subtract(ours.adapter, plain.adapter)) / l2_norm(plain.adapter)
+
+
+class _Side:
+    """One side of the comparison; keeps the adapter of its last run."""
+
+    def __init__(self, work: Callable[[RunConfig], Tensors], config: RunConfig) -> None:
+        self._work, self._config = work, config
+        self.adapter: Tensors = {}
+
+    def __call__(self) -> None:
+        self.adapter = self._work(self._config)
 
 
 def run_plain_loop(config: RunConfig) -> Tensors:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 
@@ -49,15 +49,16 @@ def in_pairs(name: str, ours: Callable[[], None], baseline: Callable[[], None], 
             second, first = _timed(baseline), _timed(ours)
         pairs.append((first, second))
     return [
-        _measurement(f"{name}, {clock}", [(a[index], b[index]) for a, b in pairs])
+        measurement(f"{name}, {clock}", [(a[index], b[index]) for a, b in pairs])
         for index, clock in enumerate(("wall", "CPU"))
     ]
 
 
-def _measurement(name: str, pairs: list[tuple[float, float]]) -> Measurement:
+def measurement(name: str, pairs: Sequence[tuple[float, float]], unit: str = "s") -> Measurement:
+    """Return the medians of (ours, baseline) pairs, in ``unit``, and of their ratios."""
     ratio = median(ours / baseline for ours, baseline in pairs)
     ours, baseline = (median(pair[side] for pair in pairs) for side in (0, 1))
-    return Measurement(name, ratio, ours, baseline, "s", len(pairs))
+    return Measurement(name, ratio, ours, baseline, unit, len(pairs))
 
 
 def _timed(work: Callable[[], None]) -> tuple[float, float]:
