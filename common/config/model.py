@@ -18,7 +18,8 @@ class ModelConfig(Section):
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
     """Commit of the hub repository (40 hexadecimal digits); needed for a hub source, refused otherwise."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of the base: auto is bf16 on CUDA devices that have it, else fp32. The adapter is always fp32."""
+    """Precision of the base: auto is bf16 on CUDA devices that have it, else fp32. The adapter is held and computed in
+    fp32 always."""
     quantization: Literal["none", "4bit"] = "none"
     """4bit holds the base in NF4 through bitsandbytes; needs CUDA."""
     pooling: Literal["family", "mean"] = "family"

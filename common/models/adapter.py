@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,15 +59,12 @@ class AdaptedModel:
         return {name: parameter for name, parameter in self.parameters.items() if name in names}
 
     def logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Run the model: [B, T] token ids and mask to logits, [B, labels] or [B, T, V], float32."""
-        with self._precision():
-            return self.forward(self.module, input_ids, attention_mask).float()
+        """Run the model: [B, T] token ids and mask to logits, [B, labels] or [B, T, V], float32.
 
-    def _precision(self) -> AbstractContextManager[object]:
-        held = {parameter.dtype for parameter in self.module.parameters()}
-        if torch.bfloat16 in held or torch.float16 in held:
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return nullcontext()
+        The base computes in the precision it is held in, the adapter in float32: its gradient is then a float32 product
+        too, the same whether it is summed over a batch or captured for each example.
+        """
+        return self.forward(self.module, input_ids, attention_mask).float()
 
 
 def _plain_forward(module: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -105,10 +101,18 @@ def adapt(base: BaseModel, adapter: AdapterConfig, data: Purpose, device: torch.
         if f".{_ADAPTER}." in name:
             parameter.data = parameter.data.float()
             parameters[_saved_name(name)] = parameter
+    for name, layer in module.named_modules():
+        if name.endswith(f".modules_to_save.{_ADAPTER}"):
+            layer.register_forward_pre_hook(_in_float32)
     _expect_all_kept(module, parameters, () if adapter.kind == "prompt" else targets)
     adapted = AdaptedModel(base, module, dict(sorted(parameters.items())), settings, device, forward)
     adapted.train_only(frozenset(parameters))
     return adapted
+
+
+def _in_float32(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Hand a head its input in its own precision, as PEFT does for LoRA factors, on a base held in bfloat16."""
+    return tuple(value.float() for value in inputs)
 
 
 def _lora_settings(
