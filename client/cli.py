@@ -2,15 +2,109 @@
 
 from __future__ import annotations
 
-from common.console import new_app
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from common.console import INTERRUPTED, error_console, new_app, one_line_errors
+from common.errors import ConfigError, PrivacyError
+from common.quiet import quiet_dependencies
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from common.config.run import RunConfig
 
 app = new_app(
     "fedtune-client",
-    "Run a partner site: check its data, enforce its policy, keep its privacy ledger, train. "
-    "Its commands are not built yet; fedtune-sim runs the same round loop, trainer and wire format today.",
+    "A partner site: plan what a run would spend of its privacy budget, and read its ledger of what was spent.",
 )
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+@app.command()
+def plan(
+    config: Annotated[Path, typer.Argument(help="Run config in YAML, as the coordinator sent it.")],
+    site: Annotated[Path | None, typer.Option(help="Site config in YAML: counts its rows, reads its ledger.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="In place of --site: how many records or persons.")] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a run would spend at this site, and how many of its rounds the budget holds."""
+    with one_line_errors(debug):
+        quiet_dependencies()
+        from client.tables import plan_tables
+        from common.config.load import load_run_config
+
+        if (site is None) == (rows is None):
+            raise ConfigError("plan needs a site; expected either --site site.yaml or --rows N.")
+        planned = _plan(load_run_config(config), site, rows or 0)
+        _print(planned, plan_tables(planned), as_json)
+
+
+def _plan(config: RunConfig, site: Path | None, rows: int) -> dict[str, Any]:
+    from client.plan import plan_run
+
+    if site is None:
+        return plan_run(config, rows)
+    from client.site import read_site_rows
+    from client.site_config import load_site_config
+
+    read = read_site_rows(config, load_site_config(site))
+    spent = read.ledger.ledger.charges(read.ledger.dataset)
+    return plan_run(config, read.num_units(config.privacy.unit), spent, read.ledger.budget)
+
+
+@app.command()
+def ledger(
+    source: Annotated[
+        Path, typer.Argument(metavar="LEDGER_OR_SITE_CONFIG", help="A ledger, or a site config (.yaml).")
+    ],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Verify a ledger and say what was spent, by dataset and run. Writes nothing."""
+    with one_line_errors(debug):
+        quiet_dependencies()
+        from client.ledger.ledger import Ledger
+        from client.ledger.report import report_ledger
+        from client.site_config import Budget, load_site_config
+        from client.tables import ledger_tables
+
+        own = load_site_config(source) if source.suffix.lower() in {".yaml", ".yml"} else None
+        path = source if own is None else Path(own.ledger)
+        if not path.exists():
+            raise PrivacyError(
+                f"ledger {path} does not exist; expected a file that a first round made. Check the path."
+            )
+        budget = Budget(epsilon=1.0) if own is None else own.budget
+        report = report_ledger(Ledger(path), budget, capped=own is not None)
+        _print(report, ledger_tables(report), as_json)
+
+
+def _print(values: dict[str, Any], shown: Iterable[Table | str], as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        return
+    console = Console()
+    for part in shown:
+        if isinstance(part, str):
+            console.print(part, markup=False, highlight=False, soft_wrap=True)
+        else:
+            console.print(part)
 
 
 def main() -> None:
     """Entry point of ``fedtune-client``."""
-    app()
+    try:
+        app()
+    except KeyboardInterrupt:
+        error_console().print("interrupted.", markup=False)
+        raise SystemExit(INTERRUPTED) from None

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from client.ledger.dataset import Dataset
 from client.ledger.events import Charge
 from client.ledger.ledger import Ledger, RoundRequest
-from client.ledger.spending import segment_for
+from client.ledger.spending import charge_of, segment_for
 from client.site_config import Budget
-from common.errors import PrivacyError
 from common.privacy.planning import Mechanism
 from common.wire import TrainRequest, header_bytes
 
@@ -37,17 +36,7 @@ class SiteLedger:
         Raises:
             PrivacyError: for a run without noise at the site, or one whose unit the budget cannot count.
         """
-        if mechanism is None or mechanism.unit == "site":
-            raise PrivacyError(
-                "the run adds no noise at the site, and this site has a budget; expected privacy.unit 'example' or "
-                "'user'. Leave the run."
-            )
-        charge = Charge(
-            unit=mechanism.unit,
-            noise_multiplier=mechanism.noise_multiplier,
-            sample_rate=mechanism.sample_rate,
-            steps=mechanism.steps_per_round,
-        )
+        charge = charge_of(mechanism)
         segment_for(charge, self.budget)
         return charge
 

@@ -27,8 +27,28 @@ from client.ledger.events import Charge
 from client.site_config import Budget
 from common.errors import PrivacyError
 from common.privacy.accounting import Segment, epsilon_spent
+from common.privacy.planning import Mechanism
 
 _MOST_STEPS = 10**9
+
+
+def charge_of(mechanism: Mechanism | None, rounds: int = 1) -> Charge:
+    """Return what ``rounds`` rounds of a site's mechanism spend.
+
+    Raises:
+        PrivacyError: for a run in which the site itself adds no noise.
+    """
+    if mechanism is None or mechanism.unit == "site":
+        raise PrivacyError(
+            "the run adds no noise at the site, and this site has a budget; expected privacy.unit 'example' or 'user'. "
+            "Leave the run."
+        )
+    return Charge(
+        unit=mechanism.unit,
+        noise_multiplier=mechanism.noise_multiplier,
+        sample_rate=mechanism.sample_rate,
+        steps=rounds * mechanism.steps_per_round,
+    )
 
 
 def segment_for(charge: Charge, budget: Budget) -> Segment:

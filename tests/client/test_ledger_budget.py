@@ -17,6 +17,7 @@ from common.privacy.accounting import Segment, epsilon_spent
 from tests.client.ledgers import charge
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spent", "kind", "cap"),
     [
