@@ -61,8 +61,8 @@ class AdaptedModel:
     def logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Run the model: [B, T] token ids and mask to logits, [B, labels] or [B, T, V], float32.
 
-        The base computes in the precision it is held in, the adapter in float32: its gradient is then a float32 product
-        too, the same whether it is summed over a batch or captured for each example.
+        The base computes in the precision it is held in, the adapter in float32 (save for XLNet, which DP refuses): its
+        gradient is then a float32 product too, the same whether summed over a batch or captured for each example.
         """
         return self.forward(self.module, input_ids, attention_mask).float()
 
@@ -70,6 +70,13 @@ class AdaptedModel:
 def _plain_forward(module: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     logits: Tensor = module(input_ids=input_ids, attention_mask=attention_mask).logits
     return logits
+
+
+def _autocast_forward(module: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """As :func:`_plain_forward`; on a bfloat16 base the adapter computes in bfloat16 too. Never under DP."""
+    halved = any(parameter.dtype == torch.bfloat16 for parameter in module.parameters())
+    with torch.autocast(input_ids.device.type, dtype=torch.bfloat16, enabled=halved):
+        return _plain_forward(module, input_ids, attention_mask)
 
 
 def adapt(base: BaseModel, adapter: AdapterConfig, data: Purpose, device: torch.device) -> AdaptedModel:
@@ -80,7 +87,7 @@ def adapt(base: BaseModel, adapter: AdapterConfig, data: Purpose, device: torch.
     """
     heads = list(base.family.heads) if data.task == "classification" else []
     targets = base.family.targets if adapter.target_modules == "auto" else adapter.target_modules
-    forward: Forward = _plain_forward
+    forward: Forward = _autocast_forward if base.family.needs_autocast else _plain_forward
     if adapter.kind == "prompt":
         expect_promptable(base, adapter.virtual_tokens, data)
         settings = _prompt_settings(base, adapter, data, heads)

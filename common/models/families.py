@@ -21,6 +21,7 @@ class Family:
         batch_first: False where the encoder works on [T, B, d]; per-example gradients of Opacus do not fit then.
         mean_pooling: what loads the bare encoder without a pooling layer of its own, for ``model.pooling: mean``; None
             where that is not offered.
+        needs_autocast: whether its code mixes precisions, so that a base held in bfloat16 runs under autocast alone.
     """
 
     targets: tuple[str, ...]
@@ -30,6 +31,7 @@ class Family:
     padding_side: str = "right"
     batch_first: bool = True
     mean_pooling: Mapping[str, bool] | None = None
+    needs_autocast: bool = False
 
     @property
     def is_decoder(self) -> bool:
@@ -60,6 +62,7 @@ FAMILIES: dict[str, Family] = {
         heads=("sequence_summary.summary", "logits_proj"),
         padding_side="left",
         batch_first=False,
+        needs_autocast=True,
     ),
     "gpt2": Family(
         targets=("c_attn",), heads=("score",), tasks=("classification", "causal_lm"), positions=("n_positions", 0)
