@@ -43,7 +43,7 @@ def answer_describe(header: bytes, site: Site, config: RunConfig, model: Adapted
     mechanism = plan_mechanism(config, site.num_units(config.privacy.unit))
     if site.ledger is not None:
         site.ledger.charge(mechanism)
-        site.ledger.ledger.history()
+        site.ledger.ledger.expect_ready()
     if mechanism is not None:
         self_test(model, config)
     return SiteDescription(

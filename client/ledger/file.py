@@ -152,8 +152,8 @@ def _line(error: sqlite3.Error, path: Path, *, write: bool) -> str:
     primary = code & 0xFF if code is not None else None
     if not write and primary == sqlite3.SQLITE_READONLY:
         return (
-            f"ledger {path} was left in the middle of a write; expected a finished one. The next training request "
-            "takes that write back, and then it can be read."
+            f"ledger {path} was left in the middle of a write; expected a finished one. The site takes that write "
+            "back when a coordinator next asks it to take part."
         )
     known = _LINES.get(primary) if primary is not None else None
     if known is None:

@@ -67,6 +67,17 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def expect_ready(self) -> None:
+        """Check that rounds can be reserved: make the file if there is none, take back what a crash left half-written.
+
+        Raises:
+            PrivacyError: if the file cannot be used or its chain is broken.
+        """
+        if not os.path.lexists(self.path):
+            self._create()
+        with self._open(write=True):
+            pass
+
     def reserve(self, request: RoundRequest, dataset: Dataset, charge: Charge, budget: Budget) -> bytes | None:
         """Make sure that a round is charged, durably, before it is trained.
 

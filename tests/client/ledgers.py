@@ -21,7 +21,7 @@ from common.errors import PrivacyError
 from common.privacy.accounting import Segment
 
 RUN, OTHER_RUN = "a" * 32, "b" * 32
-BUDGET = Budget(epsilon=100.0)
+BUDGET = Budget(epsilon=1000.0)
 
 
 def dataset(texts: Iterable[str], persons: Sequence[str] | None = None, label: str = "x") -> Dataset:
