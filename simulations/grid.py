@@ -7,7 +7,7 @@ once. What crosses is serialised by the wire format: neither side sees an object
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from uuid import uuid4
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -16,7 +16,12 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from common.flower_records import from_records
+
 FIRST_NODE_ID = 1
+
+Watch = Callable[[int, bytes, bytes], None]
+"""Told the node and the payloads of request and reply: what a coordinator sees on the wire."""
 
 
 class VirtualGrid(Grid):
@@ -27,13 +32,18 @@ class VirtualGrid(Grid):
         nodes: number of virtual nodes.
         run_config: Flower's run config, as a bundle would carry it.
         device: put into every node's config.
+        watch: called after every reply.
     """
 
-    def __init__(self, client_app: ClientApp, nodes: int, run_config: dict[str, str], device: str = "auto") -> None:
+    def __init__(
+        self, client_app: ClientApp, nodes: int, run_config: dict[str, str], device: str = "auto",
+        watch: Watch | None = None,
+    ) -> None:  # fmt: skip
         self._app = client_app
         self._nodes = nodes
         self._run_config = run_config
         self._device = device
+        self._watch = watch
         self._queue: deque[Message] = deque()
         self._run = Run.create_empty(run_id=1)
         # Flower's Message reads these when it is made or answered; a SuperNode would set them.
@@ -100,4 +110,7 @@ class VirtualGrid(Grid):
         )  # fmt: skip
         if not FIRST_NODE_ID <= node < FIRST_NODE_ID + self._nodes:
             return Message(Error(code=0, reason="unknown node"), reply_to=message)
-        return self._app(message, context)
+        reply = self._app(message, context)
+        if self._watch is not None and reply.has_content():
+            self._watch(node, from_records(message.content)[1], from_records(reply.content)[1])
+        return reply
