@@ -115,6 +115,35 @@ def check(
 
 
 @app.command()
+def audit(
+    config: Config,
+    overrides: Overrides = None,
+    canaries: Annotated[int, typer.Option(min=2, help="Planted rows, each in with probability 1/2.")] = 200,
+    guesses: Annotated[int, typer.Option(min=2, help="Guesses about them, half in and half out.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Of canaries, coins and noise: another seed, another audit.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Audit folder; default: a new runs/<name>-audit.")] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Attack a run, with and without its noise, and set the measured ε beside the claimed one."""
+    with one_line_errors(debug):
+        _set_up(debug, threads)
+        from simulations.audit.extra import expect_installed
+
+        expect_installed()
+        from simulations.audit.audit import AuditOptions
+        from simulations.audit.command import audit_and_print
+        from simulations.run import new_run_folder
+
+        settings = load_run_config(config, overrides or ())
+        if out is None:
+            out = new_run_folder(settings.model_copy(update={"name": f"{settings.name}-audit"}), Path("runs"))
+        audit_and_print(settings, out, AuditOptions(canaries, guesses, seed), device=device, as_json=as_json)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON schema of a run config."""
     sys.stdout.write(json.dumps(RunConfig.model_json_schema(), indent=2) + "\n")
@@ -139,8 +168,9 @@ def _print_plan(plan: dict[str, Any]) -> None:
         f"{size['up']:,} bytes up and {size['down']:,} bytes down for a site and round",
         f"{plan['test_rows']:,} test rows, {plan['test_rows_also_in_train']:,} of them also in a training part",
         plan["privacy_claim"],
+        *(f"Advice. {sentence}" for sentence in plan["advice"]),
     ):
-        console.print(line, highlight=False)
+        console.print(line, markup=False, highlight=False)
 
 
 def _set_up(debug: bool, threads: int | None) -> None:

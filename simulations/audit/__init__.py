@@ -1,0 +1,1 @@
+"""Measuring what a run gives away: canaries, membership attacks, and ε from below beside the claim."""
