@@ -28,6 +28,19 @@ Layers = Mapping[str, nn.Module]
 """Layers that can be captured, by name."""
 
 
+class NotCapturableError(PrivacyError):
+    """A trained layer is not captured here.
+
+    Args:
+        message: which, and why.
+        known_to_opacus: whether Opacus' hooks compute its per-example gradients rightly (a test holds them to it).
+    """
+
+    def __init__(self, message: str, *, known_to_opacus: bool) -> None:
+        super().__init__(message)
+        self.known_to_opacus = known_to_opacus
+
+
 class _CapturingLinear(torch.autograd.Function):
     """A linear map whose backward leaves ``grad_sample`` [B, m, n] on its weight and [B, m] on its bias."""
 
@@ -96,7 +109,8 @@ def capturable_layers(module: nn.Module, parameters: Mapping[str, nn.Parameter])
         parameters: the trained parameters by name.
 
     Raises:
-        PrivacyError: naming a trained parameter and an owner of it that cannot be captured.
+        NotCapturableError: naming a trained parameter and an owner of it that cannot be captured.
+        PrivacyError: for a parameter that no layer of the model owns.
     """
     trained = {id(parameter): name for name, parameter in parameters.items()}
     layers: dict[str, nn.Module] = {}
@@ -106,9 +120,10 @@ def capturable_layers(module: nn.Module, parameters: Mapping[str, nn.Parameter])
         if own:
             obstacle = _obstacle(layer)
             if obstacle:
-                raise PrivacyError(
+                raise NotCapturableError(
                     f"per-example gradients of {trained[own[0]]} cannot be captured in {layer_name or 'the model'} "
-                    f"({obstacle}); expected linear layers and embeddings of at most {LARGEST_EMBEDDING} entries."
+                    f"({obstacle}); expected linear layers and embeddings of at most {LARGEST_EMBEDDING} entries.",
+                    known_to_opacus=_known_to_opacus(layer) and not _shares_weights(module, trained),
                 )
             layers[layer_name] = layer
             owned.update(own)
@@ -129,6 +144,17 @@ def _obstacle(layer: nn.Module) -> str | None:
     if layer.max_norm is not None or layer.scale_grad_by_freq:
         return "an embedding with max_norm or scale_grad_by_freq, which depend on the other examples"
     return None
+
+
+def _known_to_opacus(layer: nn.Module) -> bool:
+    if type(layer) is nn.Embedding:
+        return layer.max_norm is None and not layer.scale_grad_by_freq
+    return type(layer) is nn.LayerNorm
+
+
+def _shares_weights(module: nn.Module, trained: Mapping[int, str]) -> bool:
+    owned = [id(p) for layer in module.modules() for p in layer.parameters(recurse=False) if id(p) in trained]
+    return len(set(owned)) < len(owned)
 
 
 @contextmanager

@@ -1,12 +1,14 @@
 """The DP-SGD step: per-unit gradients, clipped, summed, noised, divided by the expected batch size.
 
-Per-example gradients are captured in the trained layers; Opacus' hooks can compute them too and are the reference. One
-logical Poisson batch is computed in micro-batches, whose clipped gradients add up exactly; then one step with an empty
-micro-batch adds the noise. So a batch without records takes the same path: noise alone.
+Per-example gradients are captured in the trained layers. Opacus' hooks are the reference, and compute them where a kind
+of layer is trained that is not captured; what neither does rightly is refused by name. One logical Poisson batch is
+computed in micro-batches, whose clipped gradients add up exactly; then one step with an empty micro-batch adds the
+noise. So a batch without records takes the same path: noise alone.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
@@ -17,12 +19,14 @@ from opacus.grad_sample import GradSampleHooks
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
-from client.dp.capture import capturable_layers, captured_gradients
+from client.dp.capture import Layers, NotCapturableError, capturable_layers, captured_gradients
 from client.dp.clipping import ClipNorm, ReleasedLoss, clip_factors, layer_groups, unit_norms, weighted_sum
 from client.dp.persons import PersonSums
 from common.errors import PrivacyError
 from common.privacy.planning import Mechanism
 from common.randomness import CryptoStream
+
+logger = logging.getLogger(__name__)
 
 
 class _NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
@@ -95,7 +99,7 @@ class DpStep:
             )
         self._module = module
         self._parameters = dict(parameters)
-        self._layers = capturable_layers(module, parameters) if capture else None
+        self._layers = _captured(module, parameters) if capture else None
         self._open = ExitStack()
         self._persons = PersonSums() if mechanism.unit == "user" else None
         self._clip = ClipNorm(mechanism, quantile=0.5, lr=0.0) if clip is None else clip
@@ -193,3 +197,14 @@ class DpStep:
         self._optimizer.signal_skip_step(do_skip=not last)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+
+
+def _captured(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Layers | None:
+    """Return the layers to capture, or None where Opacus' hooks have to serve."""
+    try:
+        return capturable_layers(module, parameters)
+    except NotCapturableError as error:
+        if not error.known_to_opacus:
+            raise
+        logger.info("%s Opacus' hooks take over.", error)
+        return None

@@ -49,8 +49,8 @@ def advise(
     found = []
     if num_units < SMALL_SITE:
         found.append(
-            f"The site has {num_units} {what}: too few for noise to average out. Share a run with more sites, or train "
-            "a head only (adapter.kind: head_only)."
+            f"The site has {num_units} {what}: too few for noise to average out. More sites in the run help"
+            + ("." if config.adapter.kind == "head_only" else ", and so does a head alone (adapter.kind: head_only).")
         )
     if mechanism.sample_rate < LOW_RATE and num_units * LOW_RATE >= 1:
         found.append(
@@ -64,7 +64,7 @@ def advise(
             enough = math.ceil(num_units * POOR / ratio)
             found.append(
                 f"At best the signal is {ratio:.1f} times the noise over the run, so it {verdict}. Any of these would "
-                f"help: {enough} {what} at a site, fewer trained parameters (head_only, ffa_lora, a smaller rank; now "
+                f"help: {enough:,} {what} at a site, fewer trained parameters (head_only, ffa_lora, a smaller rank; now "
                 f"{num_parameters:,}), a larger ε, more sites."
             )
     if config.training.optimizer == "adamw" and config.training.lr < 1e-3:

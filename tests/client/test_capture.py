@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from client.dp.capture import LARGEST_EMBEDDING, capturable_layers, captured_gradients
+from client.dp.step import DpStep
 from client.start_check import self_test
 from common.config.run import RunConfig
 from common.data.batches import Batch, Collator, TokenRow
@@ -16,8 +17,10 @@ from common.data.federated import load_federated_data
 from common.errors import PrivacyError
 from common.models.adapter import AdaptedModel, initial_adapter
 from common.models.resident import resident_model
+from common.randomness import CryptoStream
 from common.tasks.catalog import TASKS
 from common.tensors import Tensors, l2_norm, subtract
+from tests.mechanisms import mechanism_of
 
 Losses = Callable[[], Tensor]
 """One loss an example, [B]; called afresh for every backward pass."""
@@ -246,3 +249,43 @@ def test_self_test_passes(
     )
     self_test.cache_clear()
     assert self_test(resident_model(config), config) > 0
+
+
+def step_of(net: Net) -> Tensor:
+    """What a DP step with a clip that never bites subtracts from all parameters."""
+    named = dict(net.named_parameters())
+    before = torch.cat([p.detach().flatten().clone() for p in named.values()])
+    optimizer = torch.optim.SGD(named.values(), lr=1.0)
+    rule = mechanism_of(clip=1e4, noise=1e-14)
+    with DpStep(net, named, optimizer, rule, CryptoStream(bytes(32)), batch_first=True) as step:
+        step.micro_batch(net(IDS), len(IDS))
+        step.apply(len(IDS))
+    return before - torch.cat([p.detach().flatten() for p in named.values()])
+
+
+class Normed(Net):
+    """A net with a trained LayerNorm in the path."""
+
+    def forward(self, ids: Tensor, repeats: int = 1) -> Tensor:
+        return self.second(self.odd(self.table(ids))).square().mean(dim=(1, 2)) + self.first(self.table(ids)).mean(
+            (1, 2)
+        )
+
+
+@pytest.mark.parametrize("entries", [11, LARGEST_EMBEDDING + 1])
+def test_layers_that_opacus_knows_are_left_to_its_hooks(entries: int) -> None:
+    net = Normed(odd=nn.LayerNorm(6), table=nn.Embedding(entries, 6))
+    net(IDS).sum().backward()
+    expected = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
+    net.zero_grad()
+    torch.testing.assert_close(step_of(net), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_layers_that_neither_knows_are_refused_by_name() -> None:
+    for net in (Net(odd=nn.Bilinear(6, 6, 6)), Net(table=nn.Embedding(11, 6, max_norm=1.0))):
+        with pytest.raises(PrivacyError, match="cannot be captured in"):
+            step_of(net)
+    tied = Net(table=nn.Embedding(LARGEST_EMBEDDING + 1, 6), second=nn.Linear(6, LARGEST_EMBEDDING + 1, bias=False))
+    tied.second.weight = tied.table.weight
+    with pytest.raises(PrivacyError, match="cannot be captured in"):
+        step_of(tied)
