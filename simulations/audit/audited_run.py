@@ -83,26 +83,11 @@ def run_audited(
             watched,
             rows,
             tokenised(model, config, _neighbours(data, canaries)),
-            _spread(RunFolder(folder), canaries.site),
         ),
         black_box=row_losses(model, config, start, rows) - row_losses(model, config, final, rows),
         members=-row_losses(model, config, final, members),
         others=-row_losses(model, config, final, others) if others else np.zeros(0),
     )
-
-
-def _spread(folder: RunFolder, site: str) -> float:
-    """Noise of a round over how often a row is in it, as the coordinator knows both from the site's mechanism.
-
-    The sum of T steps has noise of variance T σ² in units of the clip norm squared; a row that is there with
-    probability 1/2 is in k of the steps, k binomial, so that E[k²] = (T q (1 - q) + (T q)²) / 2.
-    """
-    rounds = [record for record in folder.records() if record["kind"] == "round" and site in record["sites"]]
-    mechanism = rounds[0]["sites"][site]["mechanism"]
-    if mechanism is None:
-        return 0.0
-    noise, rate, steps = (float(mechanism[key]) for key in ("noise_multiplier", "sample_rate", "steps"))
-    return steps * noise**2 / (0.5 * (steps * rate * (1.0 - rate) + (steps * rate) ** 2))
 
 
 def _neighbours(data: FederatedData, canaries: Canaries) -> list[Example]:

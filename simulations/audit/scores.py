@@ -6,6 +6,7 @@ every adapter it sent to the site and every update that came back. The black-box
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -27,8 +28,8 @@ Scores = NDArray[np.float64]
 
 KNOWN_ROWS = 500
 """Most rows of the site, besides the canaries, whose gradients the white-box adversary takes into account."""
-LEAST_RIDGE = 1e-4
-"""Least λ, in units of a gradient's mean squared length: gradients move within a round even without noise."""
+RIDGES = tuple(10.0**power for power in range(-4, 7))
+"""What λ is chosen from, in units of a gradient's mean squared length."""
 
 _ROWS_AT_ONCE = 16
 
@@ -74,7 +75,6 @@ def white_box_scores(
     watched: Watched,
     canaries: list[TokenRow],
     known: list[TokenRow],
-    spread: float,
 ) -> Scores:
     """Return, for each canary, how much of the site's updates it explains, summed over the rounds: [m].
 
@@ -84,9 +84,10 @@ def white_box_scores(
     the inner product of another drowns it. The coordinator of the guarantee may know every row but the one it guesses
     about; so all rows are weighed together, by the linear estimate of least squared error,
 
-        b = (G Gᵀ + λ I)⁻¹ G (-update),     λ = ``spread`` C²,
+        b = (G Gᵀ + λ I)⁻¹ G (-update),
 
-    which with much noise (large λ) is the inner product up to a factor, and without noise solves for who was there.
+    which with large λ is the inner product up to a factor, and with small λ solves for who was there. λ is read off the
+    update itself (see :func:`_weights`), not off the noise that is claimed: noise may be missing.
 
     Args:
         model: the resident model; its adapter values are overwritten.
@@ -95,7 +96,6 @@ def white_box_scores(
         watched: what passed between coordinator and site.
         canaries: the tokenised canaries.
         known: other rows of the site; at most :data:`KNOWN_ROWS` of them are used.
-        spread: variance of a round's summed noise in units of C², over the mean square of how often a row is sampled.
     """
     names = trained_names(config, start)
     manifest = manifest_of({name: start[name] for name in names})
@@ -105,12 +105,30 @@ def white_box_scores(
         model.load({**start, **decode(received, manifest, config.communication.codec)})
         gradients = torch.stack([_clipped_gradient(model, config, names, row) for row in rows])
         update = _flat(decode(sent, manifest, config.communication.codec))
-        kernel = (gradients @ gradients.T).double()
-        size = float(kernel.diagonal().mean())
-        ridge = max(spread * _clip(config) ** 2, LEAST_RIDGE * size) * torch.eye(len(rows), dtype=torch.float64)
-        weights = torch.linalg.solve(kernel + ridge, -(gradients @ update).double())
-        scores += weights[: len(canaries)].numpy()
+        scores += _weights(gradients, -update)[: len(canaries)].numpy()
     return scores
+
+
+def _weights(gradients: Tensor, change: Tensor) -> Tensor:
+    """Explain ``change`` [P] by ``gradients`` [n, P] and return the weight of each, float64 [n].
+
+    The model is change = Gᵀ b + e with b ~ N(0, s²), e ~ N(0, λ s²). λ is the one of :data:`RIDGES` under which the
+    change is likeliest, s at its own best: it minimises P log(changeᵀ (GᵀG / λ + I)⁻¹ change) + log det(G Gᵀ / λ + I),
+    both from the eigenvalues of G Gᵀ (the evidence of MacKay 1992, "Bayesian interpolation"). Coins play no part in it.
+    """
+    values, vectors = torch.linalg.eigh((gradients @ gradients.T).double())
+    values = values.clamp(min=0.0)
+    along = vectors.T @ (gradients @ change).double()
+    whole = float(change.double().square().sum())
+    best, ridge = math.inf, 1.0
+    for candidate in (float(values.mean()) * factor for factor in RIDGES):
+        if candidate == 0.0:
+            continue
+        rest = max(whole - float((along.square() / (values + candidate)).sum()), 1e-12 * whole, 1e-300)
+        cost = len(change) * math.log(rest) + float(torch.log1p(values / candidate).sum())
+        if cost < best:
+            best, ridge = cost, candidate
+    return vectors @ (along / (values + ridge))
 
 
 def _clipped_gradient(model: AdaptedModel, config: RunConfig, names: frozenset[str], row: TokenRow) -> Tensor:
@@ -123,11 +141,7 @@ def _clipped_gradient(model: AdaptedModel, config: RunConfig, names: frozenset[s
     norm = float(gradient.norm())
     if norm == 0.0:
         return gradient
-    return gradient * (min(1.0, _clip(config) / norm) if config.privacy.is_local else 1.0 / norm)
-
-
-def _clip(config: RunConfig) -> float:
-    return config.privacy.clip_norm if config.privacy.is_local else 1.0
+    return gradient * (min(1.0, config.privacy.clip_norm / norm) if config.privacy.is_local else 1.0 / norm)
 
 
 def _flat(tensors: Mapping[str, Tensor]) -> Tensor:
