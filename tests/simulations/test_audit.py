@@ -25,6 +25,7 @@ from simulations.audit.bound import GuessPlan, epsilon_lower_bound, p_value, pla
 from simulations.audit.canaries import Canaries, audited_config, make_canaries, write_rows
 from simulations.audit.extra import expect_installed
 from simulations.audit.membership import measure_membership, roc
+from simulations.audit.scores import _weights
 from tests.conftest import LABELS, config_text
 from tests.conftest import write_rows as write_jsonl
 
@@ -153,6 +154,20 @@ def test_coins_are_fair_and_share_nothing_with_the_canaries(make_config: Callabl
     assert first == planted(config.model_copy(update={"seed": 1}), 2000)[1]
 
 
+def test_weights_tell_who_was_there_without_noise_and_are_inner_products_with_much() -> None:
+    draw = torch.Generator().manual_seed(0)
+    alike = torch.randn(300, generator=draw)
+    gradients = torch.randn(40, 300, generator=draw) + 3 * alike
+    there = (torch.rand(40, generator=draw) < 0.5).double()
+    change = gradients.T @ there.float()
+    torch.testing.assert_close(_weights(gradients, change), there, atol=0.02, rtol=0)
+    noise = 1e5 * torch.randn(300, generator=draw)
+    inner = (gradients @ (change + noise)).double()
+    weights = _weights(gradients, change + noise)
+    assert float(torch.corrcoef(torch.stack([weights, inner]))[0, 1]) > 0.98
+    assert not _weights(torch.zeros(3, 5), torch.zeros(5)).any()
+
+
 def test_membership_of_apart_scores_is_certain_and_of_alike_ones_chance() -> None:
     draw = np.random.default_rng(0)
     apart = measure_membership(1.0 + draw.random(50), draw.random(70), seed=0)
@@ -160,6 +175,7 @@ def test_membership_of_apart_scores_is_certain_and_of_alike_ones_chance() -> Non
     members, others = draw.random(400), draw.random(300)
     alike = measure_membership(members, others, seed=0)
     assert alike.auc_low < 0.5 < alike.auc_high
+    assert alike.auc_low < alike.auc < alike.auc_high
     assert alike == measure_membership(members, others, seed=0)
     few, more = np.array([3.0, 1.0, 1.0]), np.array([2.0, 0.0, 1.0])
     by_hand = np.mean([(m > o) + 0.5 * (m == o) for m in few for o in more])
@@ -228,7 +244,7 @@ def test_command_prints_the_table_and_refuses_when_the_noise_is_missing(
     monkeypatch.setattr(CryptoStream, "normal", lambda self, shape: torch.zeros(tuple(shape), dtype=torch.float64))
     broken = CliRunner().invoke(simulations.cli.app, [*arguments, str(tmp_path / "broken"), "--json"])
     assert broken.exit_code == 1, broken.output
-    assert "exceeds the claimed ε 1.00" in broken.stderr
+    assert "exceeds the claimed ε 0.99" in broken.stderr
     assert json.loads(broken.stdout)["runs"]["as given"]["white_box"]["correct"] >= 38
 
 
