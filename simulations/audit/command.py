@@ -68,8 +68,8 @@ def audit_table(report: dict[str, Any]) -> Table:
         title=f"{report['name']}: claimed ε at δ = {report['delta']:g}, and what attacks measure", title_justify="left"
     )
     table.add_column("run", no_wrap=True)
-    for column in ("claimed ε", "white-box ε ≥", "black-box ε ≥", "AUC [95 %]", "TPR @ 1 % FPR"):
-        table.add_column(column, justify="right")
+    for column in ("claimed ε", "white-box\nε ≥", "black-box\nε ≥", "AUC\n[95 %]", "TPR at\n1 % FPR"):
+        table.add_column(column, justify="right", no_wrap=True)
     guesses = report["guesses_in"] + report["guesses_out"]
     for name, run in report["runs"].items():
         claimed = run["claimed_epsilon"]

@@ -128,7 +128,8 @@ def _weights(gradients: Tensor, change: Tensor) -> Tensor:
         cost = len(change) * math.log(rest) + float(torch.log1p(values / candidate).sum())
         if cost < best:
             best, ridge = cost, candidate
-    return vectors @ (along / (values + ridge))
+    weights: Tensor = vectors @ (along / (values + ridge))
+    return weights
 
 
 def _clipped_gradient(model: AdaptedModel, config: RunConfig, names: frozenset[str], row: TokenRow) -> Tensor:
