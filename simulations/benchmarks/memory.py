@@ -5,8 +5,9 @@
     python -m simulations.benchmarks.memory CONFIG.yaml WAY ROWS TOKENS STEPS
 
 prints one line of JSON. ``loaded`` is the resident set once model, rows and optimizer are there and before any step;
-``peak`` is the largest resident set of the whole process (``ru_maxrss``) after the steps. Both ways import the same
-modules, so that the processes differ in the steps alone.
+``peak`` is the largest resident set of the process at any time, read after the steps: ``VmHWM`` on Linux, where
+``ru_maxrss`` would also count the parent as it was at the fork, else ``ru_maxrss``. Both ways import the same modules,
+so that the processes differ in the steps alone.
 """
 
 from __future__ import annotations
@@ -87,8 +88,15 @@ def _measure(config: RunConfig, way: str, rows: int, tokens: int, steps: int) ->
     work = StepWork(config, rows, tokens, steps)
     loaded = int(psutil.Process().memory_info().rss)
     {"captured": work.captured, "plain": work.plain}[way]()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return Peak(loaded, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    return Peak(loaded, _peak_bytes())
+
+
+def _peak_bytes() -> int:
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":
