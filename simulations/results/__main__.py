@@ -1,7 +1,8 @@
 """Writes the tables of ``docs/results.md`` from runs, with seeds and intervals; run it with ``make results``.
 
-Each line of a table is a config with overrides, run once a seed into ``runs/results/``. Runs that are complete are not
-repeated, so the script can be stopped and started again, and several may work side by side on different lines.
+Each line of a table, and each cell of a grid, is a config with overrides, run once a seed into ``runs/results/``. Runs
+that are complete are not repeated, so the script can be stopped and started again, and several may work side by side
+on different lines.
 """
 
 from __future__ import annotations
@@ -10,45 +11,20 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated, Any
 
 import typer
 
-ROOT = Path(__file__).resolve().parents[1]
+from simulations.results.lines import GRIDS, TABLES, Grid, Line
+
+ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "runs" / "results"
 PAGE = ROOT / "docs" / "results.md"
 
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """Two-sided 95 % quantiles of Student's t for n runs (n - 1 degrees of freedom)."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of a table.
-
-    Attributes:
-        label: what it is called.
-        config: file in ``configs/``.
-        overrides: ``section.key=value`` strings.
-    """
-
-    label: str
-    config: str
-    overrides: tuple[str, ...] = ()
-
-
-TABLES: dict[str, tuple[Line, ...]] = {
-    "product-reviews": (
-        Line("FedIT, no DP", "product-reviews"),
-        Line("FFA-LoRA, ε = 8", "product-reviews-dp"),
-        Line("FedIT, ε = 8", "product-reviews-dp", ("aggregation.method=fedit",)),
-        Line("head only, ε = 8", "product-reviews-dp", ("adapter.kind=head_only", "training.lr=0.3")),
-    ),
-    "medquad-tiny": (Line("FedIT, no DP", "medquad-tiny"),),
-}
 
 
 def folder_of(line: Line, seed: int) -> Path:
@@ -81,17 +57,38 @@ def interval(values: list[float], digits: int = 1) -> str:
 
 def table(lines: tuple[Line, ...]) -> str:
     """Return the Markdown table of the lines whose runs are there."""
-    rows = []
-    for line in lines:
-        found = [
-            json.loads(p.read_text()) for seed in range(6) if (p := folder_of(line, seed) / "summary.json").exists()
-        ]
-        if found:
-            rows.append(_row(line, found))
+    rows = [_row(line, found) for line in lines if (found := summaries(line))]
     metric = rows[0]["metric"] if rows else "metric"
     head = ["", f"{metric} before", f"{metric} after", "worst site", "ε spent", "kB up a round", "seeds"]
     body = [[r["label"], r["before"], r["after"], r["worst"], r["epsilon"], r["bytes"], r["seeds"]] for r in rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *body])
+    return _markdown([head, ["---"] * len(head), *body])
+
+
+def grid(cells: Grid) -> str:
+    """Return the Markdown table of a grid: the headline metric after the run, mean ± interval (number of seeds)."""
+    head = ["accuracy (%)", *("no DP" if e is None else f"ε = {e:g}" for e in cells.epsilons)]
+    body = [
+        [method, *(_cell(summaries(cells.cell(method, epsilon))) for epsilon in cells.epsilons)]
+        for method in cells.methods
+    ]
+    return _markdown([head, ["---"] * len(head), *body])
+
+
+def summaries(line: Line) -> list[dict[str, Any]]:
+    """Return the summaries of the runs of a line that are complete, by seed."""
+    found = (folder_of(line, seed) / "summary.json" for seed in range(6))
+    return [json.loads(path.read_text()) for path in found if path.exists()]
+
+
+def _cell(found: list[dict[str, Any]]) -> str:
+    if not found:
+        return "-"
+    values = [100.0 * summary["metrics_after"]["test"]["overall"]["accuracy"] for summary in found]
+    return f"{interval(values)} ({len(values)})"
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
 
 
 def _row(line: Line, found: list[dict[str, Any]]) -> dict[str, str]:
@@ -120,14 +117,23 @@ def _row(line: Line, found: list[dict[str, Any]]) -> dict[str, str]:
 def write_page() -> None:
     """Replace what stands between the markers of each table in ``docs/results.md``."""
     text = PAGE.read_text(encoding="utf-8")
-    for name, lines in TABLES.items():
+    written = {name: table(lines) for name, lines in TABLES.items()} | {n: grid(g) for n, g in GRIDS.items()}
+    for name, content in written.items():
         begin, end = f"<!-- {name}: written by make results -->", f"<!-- end of {name} -->"
         if text.count(begin) != 1 or text.count(end) != 1:
             raise typer.BadParameter(f"{PAGE} lacks the markers of table {name!r}")
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
-        text = f"{before}{begin}\n{table(lines)}\n{end}{after}"
+        text = f"{before}{begin}\n{content}\n{end}{after}"
     PAGE.write_text(text, encoding="utf-8")
+
+
+def every_line() -> list[Line]:
+    """Return the lines of all tables and the cells of all grids."""
+    return [
+        *(line for lines in TABLES.values() for line in lines),
+        *(cell for cells in GRIDS.values() for cell in cells.cells()),
+    ]
 
 
 def main(
@@ -138,7 +144,7 @@ def main(
 ) -> None:
     """Run what is missing and write the tables."""
     for seed in range(seeds if run else 0):
-        for line in (line for lines in TABLES.values() for line in lines):
+        for line in every_line():
             if only in f"{line.config} {line.label}":
                 run_line(line, seed, threads)
     write_page()

@@ -1,0 +1,1 @@
+"""The tables of docs/results.md, written from runs; run it with make results."""
