@@ -64,8 +64,8 @@ def advise(
             enough = math.ceil(num_units * POOR / ratio)
             found.append(
                 f"At best the signal is {ratio:.1f} times the noise over the run, so it {verdict}. Any of these would "
-                f"help: {enough:,} {what} at a site, fewer trained parameters (head_only, ffa_lora, a smaller rank; now "
-                f"{num_parameters:,}), a larger ε, more sites."
+                f"help: {enough:,} {what} at a site, fewer trained parameters (head_only, ffa_lora, a smaller rank; "
+                f"now {num_parameters:,}), a larger ε, more sites."
             )
     if config.training.optimizer == "adamw" and config.training.lr < 1e-3:
         found.append(

@@ -57,7 +57,8 @@ def test_example_with_an_unbounded_gradient_counts_as_nothing(value: float) -> N
 
 def request_for(config: RunConfig, model: AdaptedModel, **changes: Any) -> bytes:
     known: dict[str, Any] = {
-        "config_digest": config.digest(), "run": "0" * 32, "round": 1, "nonce": "0" * 32, "base_fingerprint": model.base.fingerprint,
+        "config_digest": config.digest(), "run": "0" * 32, "round": 1, "nonce": "0" * 32,
+        "base_fingerprint": model.base.fingerprint,
     }  # fmt: skip
     return header_bytes(TrainRequest(**{**known, **changes}))
 
