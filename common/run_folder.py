@@ -7,6 +7,7 @@
     checkpoint/     the newest complete round, from which --resume goes on
     adapter/        the trained adapter as a PEFT folder
     summary.json    the closing figures
+    MODEL_CARD.md   what the adapter is and what is claimed of it, to go with it
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class RunFolder:
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
         self.summary = path / "summary.json"
+        self.model_card = path / "MODEL_CARD.md"
         self.adapter = path / "adapter"
         self.checkpoint = path / "checkpoint"
 

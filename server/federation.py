@@ -28,6 +28,7 @@ from common.tensors import Tensors, fingerprint
 from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from server.cohort import Member, admit_members
 from server.events import Observer
+from server.model_card import model_card
 from server.site_level import SiteLevel, site_level_of
 from server.strategy import FederatedTuning
 from server.summary import epsilon_by_site, summarise
@@ -97,6 +98,7 @@ def run_federation(
     export_adapter(model, {**start, **strategy.adapter}, config, folder.adapter)
     summary = summarise(folder.records(), config)
     folder.write_summary(summary)
+    write_atomic(folder.model_card, model_card(config, summary).encode())
     return summary
 
 

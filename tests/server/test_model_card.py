@@ -1,0 +1,35 @@
+"""The model card says what the run did and claims, and names no site."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from common.config.run import RunConfig
+from simulations.run import simulate
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({}, ["LoRA factors of rank 2", "No differential privacy", "Nothing was accounted", "heart, skin, bones"]),
+        ({"privacy": {"unit": "example", "noise_multiplier": 1.0}}, ["Example-level", "spent most: ε = "]),
+        ({"privacy": {"unit": "site", "noise_multiplier": 1.0, "delta": 0.01}}, ["Site-level", "whole sites: ε = "]),
+        ({"adapter": {"kind": "head_only"}, "evaluation": {"enabled": False}}, ["head alone", "Not evaluated"]),
+    ],
+    ids=["plain", "example", "site", "head only"],
+)
+def test_card_holds_claim_and_figures_and_no_site(
+    make_config: Callable[..., RunConfig], tmp_path: Path, sections: dict[str, Any], words: list[str]
+) -> None:
+    config = make_config(**sections)
+    summary = simulate(config, tmp_path / "run")
+    card = (tmp_path / "run" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    for word in (*words, summary["privacy_claim"], summary["base_fingerprint"]):
+        assert word in card
+    assert not any(site in card for site in summary["sites"])
+    assert yaml.safe_load(card.split("---")[1])["library_name"] == "peft"
