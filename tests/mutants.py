@@ -29,7 +29,9 @@ STEP, LOOP, CLIPPING = "client/dp/step.py", "client/training/loop.py", "client/d
 STEP_TESTS, STATISTICS = "tests/client/test_dp_step.py", "tests/client/test_dp_statistics.py"
 NOISE_TEST = f"{STATISTICS}::test_noise_of_every_clipping_has_its_deviation_over_a_million_draws"
 SUM_TEST = f"{STEP_TESTS}::test_step_is_the_sum_of_clipped_one_by_one_gradients"
-SENSITIVITY_TEST = f"{STEP_TESTS}::test_one_more_record_moves_the_sum_by_at_most_the_clip"
+SENSITIVITY_TEST = (
+    "tests/client/test_sensitivity.py::test_one_record_more_moves_the_sum_by_at_most_the_clip[flat-bert-classification]"
+)
 POISSON_TEST = f"{STATISTICS}::test_every_step_of_training_is_a_poisson_sample_and_adds_noise"
 
 

@@ -28,10 +28,26 @@ def layer_groups(names: Sequence[str]) -> list[list[int]]:
     return list(groups.values())
 
 
-def unit_norms(gradients: Sequence[Tensor]) -> Tensor:
-    """Return the L2 norm of each unit's gradient over all ``gradients`` [U, ...]: float64 [U]."""
-    squares = [gradient.flatten(start_dim=1).square().sum(dim=1, dtype=_exact(gradient)) for gradient in gradients]
-    return torch.stack(squares).sum(dim=0).sqrt()
+def unit_norms(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Return the L2 norms of each unit's part of every gradient [U, ...]: as many tensors [U], float64.
+
+    A unit whose gradient is not finite, or too large to be squared, is set to zero in place: clipping would turn it
+    into NaN whatever the noise, and so tell that it was there. Zero is within every clip norm.
+    """
+    norms = [
+        torch.linalg.vector_norm(gradient.flatten(start_dim=1), dim=1).to(_exact(gradient)) for gradient in gradients
+    ]
+    finite = torch.isfinite(joint_norm(norms))
+    if not bool(finite.all()):
+        for gradient in gradients:
+            gradient[~finite] = 0.0
+        norms = [norm.masked_fill(~finite, 0.0) for norm in norms]
+    return norms
+
+
+def joint_norm(norms: Sequence[Tensor]) -> Tensor:
+    """Return the norm [U] of several parts together, from the norm of each."""
+    return torch.stack(list(norms)).square().sum(dim=0).sqrt()
 
 
 def clip_factors(norms: Tensor, bound: float) -> Tensor:

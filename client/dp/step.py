@@ -20,7 +20,7 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from client.dp.capture import Layers, NotCapturableError, capturable_layers, captured_gradients
-from client.dp.clipping import ClipNorm, ReleasedLoss, clip_factors, layer_groups, unit_norms, weighted_sum
+from client.dp.clipping import ClipNorm, ReleasedLoss, clip_factors, joint_norm, layer_groups, unit_norms, weighted_sum
 from client.dp.persons import PersonSums
 from common.errors import PrivacyError
 from common.privacy.planning import Mechanism
@@ -43,8 +43,9 @@ class _NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
         """Add each unit's clipped gradient to ``summed_grad``; the L groups of a unit are clipped to C / √L each."""
         gradients = self.grad_samples
         bound = self._clip.value / len(self._groups) ** 0.5
+        parts = unit_norms(gradients)
         for group in self._groups:
-            norms = unit_norms([gradients[position] for position in group])
+            norms = joint_norm([parts[position] for position in group])
             self._clip.observe(norms)
             factors = clip_factors(norms, bound)
             for position in group:
@@ -155,7 +156,6 @@ class DpStep:
                 raise PrivacyError(
                     f"no per-example gradient for {name}; expected one for each record. Nothing was released."
                 )
-        self._drop_non_finite(len(losses))
         if self._persons is None:
             self._loss.observe(losses)
         elif persons is None or len(persons) != len(losses):
@@ -169,17 +169,6 @@ class DpStep:
         self._loss.observe(losses)
         for parameter, gradient in zip(self._parameters.values(), gradients, strict=True):
             parameter.grad_sample = gradient  # type: ignore[attr-defined]
-
-    def _drop_non_finite(self, rows: int) -> None:
-        """Let a row whose gradient holds NaN or infinity count as zero, which is within the clip norm.
-
-        Clipping would turn it into NaN whatever the noise, and so tell that the row was there.
-        """
-        gradients = [parameter.grad_sample for parameter in self._parameters.values()]  # type: ignore[attr-defined]
-        finite = torch.stack([torch.isfinite(g.reshape(rows, -1)).all(dim=1) for g in gradients]).all(dim=0)
-        if not bool(finite.all()):
-            for gradient in gradients:
-                gradient[~finite] = 0.0
 
     def apply(self, rows: int) -> None:
         """Add noise to the sum, divide by the expected batch size and step; also for a batch without records."""

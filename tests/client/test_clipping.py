@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from client.dp.clipping import ClipNorm, ReleasedLoss, clip_factors, layer_groups, unit_norms, weighted_sum
+from client.dp.clipping import ClipNorm, ReleasedLoss, clip_factors, joint_norm, layer_groups, unit_norms, weighted_sum
 from client.dp.persons import PersonSums
 from client.dp.step import DpStep
 from common.errors import PrivacyError
@@ -36,7 +36,7 @@ def test_clipped_gradients_are_the_slow_ones_and_within_the_bound(
     units: int, seed: int, bound: float, scale: float
 ) -> None:
     gradients = gradients_of(units, seed, scale)
-    factors = clip_factors(unit_norms(gradients), bound)
+    factors = clip_factors(joint_norm(unit_norms(gradients)), bound)
     for unit in range(units):
         own = torch.cat([gradient[unit].flatten() for gradient in gradients]).double()
         norm = float(own.norm())
