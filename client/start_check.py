@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 ERROR_FP32, ERROR_OTHER = 1e-4, 0.05
 """Largest accepted relative error of the clipped sum, on a float32 base and on a bf16 or quantised one."""
 
+ERROR_CLIP = 1e-3
+"""Largest accepted excess over the clip norm, which does not depend on what the base is held in."""
+
 _LENGTHS = ((9, 4, 6), (5, 5, 12))
 
 
@@ -147,7 +150,7 @@ def _check_gradients(model: AdaptedModel, config: RunConfig) -> None:
         error = l2_norm(subtract(moved, expected)) / l2_norm(expected)
         _expect(error < accepted, f"per-example gradients are off by {error:.1e} of their sum")
         alone = l2_norm(_step(model, config, rows[:1], 0.5 * norms[0], 1e-12))
-        _expect(alone <= 0.5 * norms[0] * (1 + 10 * accepted), "a clipped gradient is longer than the clip norm")
+        _expect(alone <= 0.5 * norms[0] * (1 + ERROR_CLIP), "a clipped gradient is longer than the clip norm")
 
 
 def _check_step(model: AdaptedModel, config: RunConfig) -> None:

@@ -18,6 +18,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError
 
+from common.config.privacy import ClipNorm
 from common.config.section import Section
 from common.errors import WireError
 
@@ -39,7 +40,6 @@ SiteName = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_p
 
 
 RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-ClipNorm = Annotated[float, Field(ge=1e-8, le=1e8)]
 
 
 class DescribeRequest(Section):

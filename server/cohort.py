@@ -71,6 +71,11 @@ def admit_members(
         if config.aggregation.weights == "examples" and description.num_examples is None:
             raise RunError(f"site {site!r} declares no number of rows; expected one for weights 'examples'.")
         members[site] = Member(node_id, description)
+    if len({member.description.seeded for member in members.values()}) > 1:
+        raise RunError(
+            "some sites draw their noise from the run's seed and some do not; expected virtual sites or real ones, not "
+            "both. Run them apart."
+        )
     return dict(sorted(members.items()))
 
 

@@ -74,8 +74,10 @@ def run_federation(
     )  # fmt: skip
     travelling = {name: start[name] for name in sorted(trained_names(config, start))}
     adapter = travelling if completed is None else _resumed(completed, travelling, model)
-    seeded = any(member.description.seeded for member in members.values())
+    seeded = all(member.description.seeded for member in members.values())
     site_level = site_level_of(config, len(members), seeded=seeded)
+    if completed is not None and site_level is not None:
+        _expect_as_many_sites(folder, len(members))
     run = secrets.token_hex(16) if completed is None else completed.run
     keeper = _Keeper(config, settings, model, start, watch, run, site_level)
     if completed is None:
@@ -130,6 +132,16 @@ def _resumed(checkpoint: Checkpoint, travelling: Tensors, model: AdaptedModel) -
     if checkpoint.adapter.keys() != travelling.keys():
         raise RunError("the checkpoint holds other tensors than this config trains; expected the same.")
     return checkpoint.adapter
+
+
+def _expect_as_many_sites(folder: RunFolder, number: int) -> None:
+    """Noise and sampling of site-level privacy are planned for a number of sites; another one would be another plan."""
+    planned = next(len(record["sites"]) for record in folder.records() if record["kind"] == "start")
+    if number != planned:
+        raise RunError(
+            f"{number} sites are connected but site-level privacy was planned for {planned}; expected as many. "
+            "Bring the others back, or start afresh."
+        )
 
 
 def _start_record(

@@ -17,6 +17,8 @@ from common.randomness import CryptoStream
 
 SMALLEST_NORM, LARGEST_NORM = 1e-8, 1e8
 """Range of an adaptive clip norm."""
+LARGEST_LOSS = 1e6
+"""Largest released loss, in nats; noise beyond it is cut, so that no answer falls out of the wire's range."""
 
 
 def layer_groups(names: Sequence[str]) -> list[list[int]]:
@@ -31,12 +33,11 @@ def layer_groups(names: Sequence[str]) -> list[list[int]]:
 def unit_norms(gradients: Sequence[Tensor]) -> list[Tensor]:
     """Return the L2 norms of each unit's part of every gradient [U, ...]: as many tensors [U], float64.
 
-    A unit whose gradient is not finite, or too large to be squared, is set to zero in place: clipping would turn it
-    into NaN whatever the noise, and so tell that it was there. Zero is within every clip norm.
+    In float32 the squares of small gradients vanish and sums over many entries lose digits; either would let a unit
+    past the clip norm. A unit whose gradient is not finite is set to zero in place: clipping would turn it into NaN
+    whatever the noise, and so tell that it was there. Zero is within every clip norm.
     """
-    norms = [
-        torch.linalg.vector_norm(gradient.flatten(start_dim=1), dim=1).to(_exact(gradient)) for gradient in gradients
-    ]
+    norms = [torch.linalg.vector_norm(g.flatten(start_dim=1), dim=1, dtype=_exact(g)) for g in gradients]
     finite = torch.isfinite(joint_norm(norms))
     if not bool(finite.all()):
         for gradient in gradients:
@@ -135,4 +136,5 @@ class ReleasedLoss:
         """Return the released mean over the steps so far, in nats; None where it is withheld."""
         if self.withheld:
             return None
-        return self._sum / (max(1, self._steps) * self._mechanism.expected_batch_size)
+        mean = self._sum / (max(1, self._steps) * self._mechanism.expected_batch_size)
+        return max(-LARGEST_LOSS, min(LARGEST_LOSS, mean))

@@ -7,7 +7,7 @@ without the short cut.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -39,10 +39,17 @@ def row_features(model: AdaptedModel, site: Site, config: RunConfig) -> RowFeatu
     """Return the features of a site's rows, or None where the model has to be run for every step."""
     if config.adapter.kind != "head_only" or len(model.base.family.heads) != 1:
         return None
-    return _computed(model, site, micro_batch_size(config.training.micro_batch_size, model.device))
+    known = _KNOWN.get(site)
+    if known is None or known[0] is not model:
+        size = micro_batch_size(config.training.micro_batch_size, model.device)
+        known = _KNOWN[site] = (model, _computed(model, site, size))
+    return known[1]
 
 
-@lru_cache(maxsize=4096)
+_KNOWN: WeakKeyDictionary[Site, tuple[AdaptedModel, RowFeatures | None]] = WeakKeyDictionary()
+"""Features by site, for as long as the site is held."""
+
+
 def _computed(model: AdaptedModel, site: Site, size: int) -> RowFeatures | None:
     head = model.module.get_submodule(f"base_model.model.{model.base.family.heads[0]}")
     collate = Collator(model.base.tokenizer.pad_token_id, model.base.family.padding_side)

@@ -15,7 +15,9 @@ LOCAL_UNITS: tuple[Unit, ...] = ("example", "user")
 Epsilon = Annotated[float, Field(gt=0, le=1000)]
 Delta = Annotated[float, Field(gt=0, lt=0.5)]
 Noise = Annotated[float, Field(ge=1e-9, le=1e5)]
+ClipNorm = Annotated[float, Field(ge=1e-8, le=1e8)]
 DEFAULT_EPSILON = 8.0
+_LARGEST_SHARES = 0.9
 
 
 class SiteLevelConfig(Section):
@@ -27,7 +29,7 @@ class SiteLevelConfig(Section):
     """δ of the site-level guarantee; below one over the number of sites."""
     noise_multiplier: Noise | None = None
     """Standard deviation of the noise on the sum of updates in units of clip_norm, in place of epsilon."""
-    clip_norm: Annotated[float, Field(gt=0)] = 0.1
+    clip_norm: ClipNorm = 0.1
     """L2 norm that each site's update is clipped to on arrival."""
     accountant: Literal["prv", "rdp"] = "prv"
     """See privacy.accountant."""
@@ -57,7 +59,7 @@ class PrivacyConfig(Section):
     noise_multiplier: Noise | None = None
     """Standard deviation of the noise in units of clip_norm, in place of epsilon. With quantile_share or loss_share it
     is that of the whole mechanism, as accounted; the gradient gets a little more noise."""
-    clip_norm: Annotated[float, Field(gt=0)] = 0.1
+    clip_norm: ClipNorm = 0.1
     """L2 norm C that the gradient of each example or person is clipped to (Abadi et al. 1607.00133), or, for unit
     site, that each update is clipped to. With clipping adaptive it is where C starts."""
     clipping: Literal["flat", "per_layer", "adaptive"] = "flat"
@@ -73,7 +75,7 @@ class PrivacyConfig(Section):
     """Whether a site may tell its training loss, through the Gaussian mechanism and charged; else it is withheld."""
     loss_share: Annotated[float, Field(gt=0, le=0.5)] = 0.05
     """Share of the privacy loss that the released loss takes."""
-    loss_bound: Annotated[float, Field(gt=0)] = 4.0
+    loss_bound: Annotated[float, Field(ge=1e-3, le=1e3)] = 4.0
     """Nats that one example's or person's loss is cut to before it is added up for release."""
     sample_rate: Annotated[float, Field(ge=1e-9, le=1)] | None = None
     """Probability q that a record (or person) is in a step, the same at every site; without it, batch_size over the
@@ -96,7 +98,27 @@ class PrivacyConfig(Section):
             for key, used in local_only.items():
                 if used:
                     raise ValueError(f"{key} is set but unit is {self.unit!r}; expected unit 'example' or 'user'")
+        if self.site_level is not None and self.clipping == "adaptive":
+            raise ValueError(
+                "clipping 'adaptive' tells every site where the others' clip norms ended, which site_level does not "
+                "cover; expected 'flat' or 'per_layer' with it"
+            )
+        if self.used_quantile_share + self.used_loss_share > _LARGEST_SHARES:
+            raise ValueError(
+                f"quantile_share and loss_share take {self.used_quantile_share + self.used_loss_share:g} of the "
+                f"privacy loss; expected at most {_LARGEST_SHARES:g} together"
+            )
         return self
+
+    @property
+    def used_quantile_share(self) -> float:
+        """``quantile_share`` where clipping is adaptive, else 0."""
+        return self.quantile_share if self.clipping == "adaptive" else 0.0
+
+    @property
+    def used_loss_share(self) -> float:
+        """``loss_share`` where the loss is released, else 0."""
+        return self.loss_share if self.release_loss else 0.0
 
     @property
     def is_local(self) -> bool:

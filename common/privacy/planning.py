@@ -102,8 +102,8 @@ def plan_mechanism(config: RunConfig, num_units: int) -> Mechanism | None:
         accountant=privacy.accountant,
         unit="user" if privacy.unit == "user" else "example",
         clipping=privacy.clipping,
-        quantile_share=privacy.quantile_share if privacy.clipping == "adaptive" else 0.0,
-        loss_share=privacy.loss_share if privacy.release_loss else 0.0,
+        quantile_share=privacy.used_quantile_share,
+        loss_share=privacy.used_loss_share,
     )
 
 

@@ -56,7 +56,9 @@ class Grid:
 _TOP = ", ".join(f"layer.{layer}.attention.self.{name}" for layer in (4, 5) for name in ("query", "value"))
 _LORA = f"adapter={{kind: lora, rank: 4, alpha: 16, target_modules: [{_TOP}]}}"
 """Factors on the two upper layers: fewer parameters to bury in noise, and half the time."""
-_PRIVATE = "training={optimizer: adamw, lr: 0.001, head_lr: 0.3, local_epochs: 1}"
+_ADAM = "training={optimizer: adamw, lr: 0.001, head_lr: 0.3, local_epochs: 1}"
+_SGD = "training={optimizer: sgd, lr: 3, head_lr: 300, local_epochs: 1}"
+_SLOWER = "training={optimizer: sgd, lr: 1, head_lr: 100, local_epochs: 1}"
 _FEDIT, _FFA = "aggregation={method: fedit}", "aggregation={method: ffa_lora}"
 _FEWER = ("federation.rounds=2", "data.max_test_rows=1500")
 
@@ -72,7 +74,7 @@ def _methods(lora: Overrides, head: Overrides, more: Overrides = ()) -> dict[str
 GRIDS: dict[str, Grid] = {
     "product-reviews-privacy": Grid(
         "product-reviews-dp",
-        methods=_methods((_LORA, _PRIVATE), ()),
+        methods=_methods((_LORA, _ADAM), ()),
         plain=_methods(
             ("adapter={kind: lora, rank: 8, alpha: 16}", "training={optimizer: adamw, lr: 2.0e-3, batch_size: 16}"),
             ("training.lr=0.03",),
@@ -81,14 +83,18 @@ GRIDS: dict[str, Grid] = {
     ),
     "banking77-privacy": Grid(
         "banking77-dp",
-        methods=_methods((_LORA, _PRIVATE), ("data.max_test_rows=1500",), _FEWER),
+        methods=_methods((_LORA, _SGD), ("data.max_test_rows=1500",), _FEWER),
         plain=_methods(
             (_LORA, "training={optimizer: adamw, lr: 0.004, head_lr: 0.03, batch_size: 16}"),
             ("training={optimizer: adamw, lr: 0.03}", "data.max_test_rows=1500"),
             _FEWER,
         ),
         epsilons=(None, 8.0, 3.0, 1.0),
-        tuned={("head only", 1.0): ("training.lr=100",)},
+        tuned={
+            ("head only", 1.0): ("training.lr=100",),
+            ("FFA-LoRA", 1.0): (_SLOWER,),
+            ("FedIT", 1.0): (_SLOWER,),
+        },
     ),
 }
 

@@ -48,6 +48,15 @@ def test_clipped_gradients_are_the_slow_ones_and_within_the_bound(
         torch.testing.assert_close(weighted_sum(gradient, factors), slow)
 
 
+@pytest.mark.parametrize("scale", [3e-24, 1e-20, 1e-3, 1e15])
+def test_small_and_many_entries_are_clipped_as_exactly(scale: float) -> None:
+    gradient = scale * torch.ones(2, 1_000_000)
+    bound = 1e-3 * scale
+    factors = clip_factors(joint_norm(unit_norms([gradient])), bound)
+    for unit in range(2):
+        assert float((factors[unit] * gradient[unit].double()).norm()) == pytest.approx(bound, rel=1e-9)
+
+
 def test_factors_and_parameters_of_a_layer_are_one_group() -> None:
     names = ["q.lora_A.weight", "q.lora_B.weight", "v.lora_B.weight", "classifier.bias", "classifier.weight"]
     assert layer_groups(names) == [[0, 1], [2], [3, 4]]

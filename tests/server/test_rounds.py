@@ -185,6 +185,12 @@ def test_record_counts_the_bytes_that_were_sent(make_config: Callable[..., RunCo
     assert site["bytes_down"] == sum(map(len, current.request("one")))
 
 
+def test_virtual_and_real_sites_do_not_mix(make_config: Callable[..., RunConfig]) -> None:
+    mixed = {1: description("one"), 2: description("two", seeded=False)}
+    with pytest.raises(RunError, match="virtual sites or real ones"):
+        admit_members(mixed, make_config(), BASE, OTHER)
+
+
 @pytest.mark.parametrize(
     ("changes", "rule"),
     [

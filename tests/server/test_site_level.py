@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from scipy import stats
 
 from common.config.run import RunConfig
-from common.errors import PrivacyError
+from common.errors import PrivacyError, RunError
 from common.privacy.accounting import Segment, epsilon_spent
 from common.privacy.claim import privacy_claim
 from common.privacy.planning import plan_mechanism, plan_site_level
@@ -119,6 +119,16 @@ def test_run_accounts_withholds_and_resumes_to_the_same_bits(
     simulate(config, tmp_path / "cut", resume=True)
     whole, cut = adapter_of(tmp_path / "whole"), adapter_of(tmp_path / "cut")
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_resume_with_another_number_of_sites_is_refused(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    config = make_config(privacy=SITE, federation={"rounds": 3})
+    with pytest.raises(KeyboardInterrupt):
+        simulate(config, tmp_path / "run", observer=StopAfterOne())
+    log = tmp_path / "run" / "metrics.jsonl"
+    log.write_text(log.read_text().replace('"sites": ["site 0", "site 1", "site 2"]', '"sites": ["site 0", "site 1"]'))
+    with pytest.raises(RunError, match="3 sites are connected but site-level privacy was planned for 2"):
+        simulate(config, tmp_path / "run", resume=True)
 
 
 def test_round_without_sites_steps_on_noise_alone(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:

@@ -89,6 +89,21 @@ def test_keys_of_local_privacy_are_refused_without_it(
         make_config(privacy={"unit": unit, key: value[key]})
 
 
+@pytest.mark.parametrize(
+    ("privacy", "rule"),
+    [
+        ({"clipping": "adaptive", "site_level": {"epsilon": 1}}, "site_level does not cover"),
+        ({"clipping": "adaptive", "quantile_share": 0.5, "release_loss": True, "loss_share": 0.5}, r"at most 0\.9"),
+        ({"clip_norm": 1e-30}, r"greater than or equal to 0\.00000001"),
+    ],
+)
+def test_settings_that_would_void_a_guarantee_are_refused(
+    make_config: Callable[..., RunConfig], privacy: dict[str, Any], rule: str
+) -> None:
+    with pytest.raises(ConfigError, match=rule):
+        make_config(privacy={"unit": "example", **privacy})
+
+
 class StopAfterOne(Observer):
     """Interrupts a run after its first round."""
 
