@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from functools import lru_cache
 
 from client.ledger.site_ledger import round_asked
-from client.release import pack_release, unpack_release
+from client.refusals import log_line
+from client.release import failed_release, pack_release, unpack_release
 from client.site import Site
 from client.start_check import self_test
 from client.training.loop import train_locally
@@ -25,6 +27,8 @@ from common.wire import (
     TrainRequest,
     parse_header,
 )
+
+logger = logging.getLogger(__name__)
 
 LARGEST_WEIGHT = 1e4
 """Largest value a site takes in an adapter; larger ones serve only to make gradients overflow."""
@@ -62,11 +66,12 @@ def answer_train(
     """Train a round and return the reply's header and the packed update.
 
     A site with a ledger has the round charged before it trains and the answer committed before it is sent; a request
-    sent again gets the answer that was committed.
+    sent again gets the answer that was committed. Where training fails, that answer is a refusal.
 
     Raises:
         WireError: for a request that is not for this run, this base model, or is malformed.
         PrivacyError: if the mechanism must not run, or the ledger refuses; then nothing was trained.
+        RoundFailedError: if training failed, now or when the round was first asked for.
     """
     request = parse_header(header, TrainRequest)
     if isinstance(request, Refusal) or request.config_digest != config.digest():
@@ -90,8 +95,12 @@ def answer_train(
     asked = round_asked(request, payload)
     release = site.ledger.reserve(asked, site.ledger.charge(mechanism))
     if release is None:
-        trained = _train(request, received, site, config, model, mechanism)
-        release = site.ledger.commit(asked, pack_release(*trained))
+        try:
+            trained = _train(request, received, site, config, model, mechanism)
+            release = site.ledger.commit(asked, pack_release(*trained))
+        except Exception as error:  # noqa: BLE001 - a round left open is trained again: with fresh noise, uncharged
+            logger.error("%s failed and will not be trained again: %s", asked, log_line(error))
+            release = site.ledger.commit(asked, failed_release())
     return unpack_release(release, request.nonce)
 
 

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from client.agreement import agreed_config
 from client.answers import answer_describe, answer_train
+from client.refusals import log_line, refusal_of
 from client.site import Site, real_site, virtual_site
 from client.site_config import SITE_CONFIG, SiteConfig, load_site_config
 from common.config.run import RunConfig
-from common.errors import ConfigError, FedtuneError
+from common.errors import ConfigError
 from common.flower_records import from_records, to_records
 from common.models.adapter import AdaptedModel
 from common.models.resident import resident_model
 from common.quiet import quiet_dependencies
-from common.run_source import APP_ROOT, DEVICE, run_config_of
-from common.wire import Refusal, header_bytes
+from common.run_source import CONFIG_YAML, DEVICE, run_config_of
+from common.wire import header_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -53,20 +54,32 @@ def _train(header: bytes, payload: bytes, site: Site, config: RunConfig, model: 
 def _reply(message: Message, context: Context, answer: Answer) -> Message:
     quiet_dependencies()
     try:
-        config = run_config_of(context.run_config)
         own = _site_config(context.node_config)
-        device = str(context.node_config.get(DEVICE, "auto")) if own is None else own.device
-        model = resident_model(config, device)
-        site = virtual_site(config, context.node_config, model) if own is None else real_site(config, own, model)
+        config = _run_config(context.run_config, own)
+        model, site = _virtual(config, context.node_config) if own is None else _real(config, own)
         header, payload = from_records(message.content)
         content = to_records(*answer(header, payload, site, config, model))
-    except FedtuneError as error:
-        logger.error("%s", error)
-        content = _refusal(error.code, error)
     except Exception as error:  # noqa: BLE001 - Flower would send the exception's text to the coordinator
-        logger.error("internal error %s at %s", type(error).__name__, _place(error))
-        content = _refusal("internal", error)
+        logger.error("%s", log_line(error))
+        content = to_records(header_bytes(refusal_of(error)))
     return Message(content, reply_to=message)
+
+
+def _virtual(config: RunConfig, node_config: Mapping[str, object]) -> tuple[AdaptedModel, Site]:
+    model = resident_model(config, str(node_config.get(DEVICE, "auto")))
+    return model, virtual_site(config, node_config, model)
+
+
+def _real(config: RunConfig, own: SiteConfig) -> tuple[AdaptedModel, Site]:
+    model = resident_model(agreed_config(config, own), own.device)
+    return model, real_site(config, own, model)
+
+
+def _run_config(flower_config: Mapping[str, object], own: SiteConfig | None) -> RunConfig:
+    """Return the run config; a real site takes it as text only, as a path would be the coordinator's choice."""
+    if own is not None:
+        flower_config = {key: value for key, value in flower_config.items() if key == CONFIG_YAML}
+    return run_config_of(flower_config)
 
 
 def _site_config(node_config: Mapping[str, object]) -> SiteConfig | None:
@@ -77,16 +90,3 @@ def _site_config(node_config: Mapping[str, object]) -> SiteConfig | None:
     if not isinstance(path, str) or not path:
         raise ConfigError(f"{SITE_CONFIG} of the node config is {path!r}; expected the path of a site config.")
     return load_site_config(Path(path))
-
-
-def _refusal(code: str, error: BaseException) -> RecordDict:
-    return to_records(header_bytes(Refusal(code=code, place=_place(error))))
-
-
-def _place(error: BaseException) -> str:
-    """File and line of our own code nearest to where the error arose; no values."""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        path = Path(frame.filename)
-        if path.is_relative_to(APP_ROOT) and "site-packages" not in path.parts:
-            return f"{path.relative_to(APP_ROOT).as_posix()}:{frame.lineno}"
-    return type(error).__name__

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
+from client.agreement import agreed_config
 from client.ledger.dataset import identify
 from client.ledger.ledger import Ledger
 from client.ledger.site_ledger import SiteLedger
+from client.refusals import own_rows
 from client.site_config import SiteConfig
 from common.config.run import RunConfig
 from common.data.batches import TokenRow
 from common.data.examples import Example, example_from_row
 from common.data.federated import load_federated_data
 from common.data.readers import read_rows
-from common.errors import ConfigError, DataError, PrivacyError
+from common.errors import ConfigError, DataError
 from common.models.adapter import AdaptedModel
 from common.randomness import KeyedRandomness, PrivateRandomness, SystemRandomness
 from common.tasks.catalog import TASKS
@@ -103,50 +105,46 @@ class SiteRows:
 
 
 def read_site_rows(config: RunConfig, site_config: SiteConfig) -> SiteRows:
-    """Read a real site's own file as the run config's task.
+    """Read a real site's own file for a run that asks for rows as the site config has them.
 
-    Task, fields, labels, template and length are the run's; the path, and where it is set the field that names the
-    person, are the site's. All rows of the file are trained on: partition, test part and row limits of the run config
-    describe simulated sites.
+    All rows of the file are trained on: partition, test part and row limits of the run config describe simulated sites.
 
     Raises:
-        DataError: naming file and line.
-        PrivacyError: if the run takes another field than the site's for the person.
+        PrivacyError: if the run asks for rows of another kind; then none was read.
+        DataError: naming file and line: for the site's own eyes, see :func:`real_site`.
     """
-    data, own = config.data, site_config.person_field
-    if own is not None:
-        if config.privacy.unit == "user" and data.person_field != own:
-            raise PrivacyError(
-                f"data.person_field of the run is {data.person_field!r}; expected {own!r}, which names the person at "
-                "this site. Leave the run, or have it changed."
-            )
-        data = data.model_copy(update={"person_field": own})
-    name = Path(site_config.data).name
-    rows = list(read_rows(site_config.data, data, "data"))
-    examples = tuple(example_from_row(row, data, f"{name} line {number}") for number, row in rows)
-    if not examples:
-        raise DataError(f"data: {site_config.data} has no rows; expected at least one. Check the file.")
-    dataset = identify(site_config.data, (row for _, row in rows), examples)
-    ledger = SiteLedger(Ledger(Path(site_config.ledger)), dataset, site_config.budget)
-    return SiteRows(examples, _persons(examples), ledger)
+    return _read(agreed_config(config, site_config), site_config)
 
 
 def real_site(config: RunConfig, site_config: SiteConfig, model: AdaptedModel) -> Site:
     """Return a real site: rows of its own file, randomness of the operating system, and its ledger.
 
     Args:
-        config: the run config, which says what a row is.
-        site_config: the site's own.
+        config: the run config.
+        site_config: the site's own, which says what a row is.
         model: the resident model, for its tokenizer.
 
     Raises:
-        DataError: naming file and line.
-        PrivacyError: if the run takes another field than the site's for the person.
+        PrivacyError: if the run asks for rows of another kind; then none was read.
+        SiteDataError: whatever is wrong with the rows.
     """
-    read = read_site_rows(config, site_config)
-    rows = TASKS[config.data.task].tokenise(read.examples, model.base.tokenizer, config.data)
+    agreed = agreed_config(config, site_config)
+    with own_rows():
+        read = _read(agreed, site_config)
+        rows = TASKS[agreed.data.task].tokenise(read.examples, model.base.tokenizer, agreed.data)
     lengths = tuple(map(len, rows))
     return Site(site_config.name, tuple(rows), lengths, SystemRandomness(), read.persons, read.ledger)
+
+
+def _read(agreed: RunConfig, site_config: SiteConfig) -> SiteRows:
+    name = Path(site_config.data).name
+    rows = list(read_rows(site_config.data, agreed.data, "data"))
+    examples = tuple(example_from_row(row, agreed.data, f"{name} line {number}") for number, row in rows)
+    if not examples:
+        raise DataError(f"data: {site_config.data} has no rows; expected at least one. Check the file.")
+    dataset = identify(site_config.data, (row for _, row in rows), examples)
+    ledger = SiteLedger(Ledger(Path(site_config.ledger)), dataset, site_config.budget)
+    return SiteRows(examples, _persons(examples), ledger)
 
 
 @lru_cache(maxsize=4096)

@@ -1,7 +1,7 @@
 """The site config: what belongs to one site alone. It never leaves the site.
 
-Paths, device and budget stand here; what is trained stands in the run config, which the coordinator sends. Nothing in
-a run config can reach past this file.
+Paths, fields, base model, device and budget stand here; how it is trained stands in the run config, which the
+coordinator sends. Nothing in a run config can reach past this file: see ``client.agreement``.
 """
 
 from __future__ import annotations
@@ -32,19 +32,47 @@ class Budget(Section):
     """example: ε is for one record; user: for one person with all records, and person_field must say whose they are."""
 
 
+class RowsConfig(Section):
+    """What a row of the site's file is. A run that asks for anything else is refused before a row is read."""
+
+    task: Literal["classification", "causal_lm"]
+    """classification reads text and label; causal_lm reads prompt and completion, or chat messages."""
+    text_field: Annotated[str, Field(min_length=1)] = "text"
+    """Field of the text."""
+    label_field: Annotated[str, Field(min_length=1)] = "label"
+    """Field of the label."""
+    labels: Annotated[tuple[str | int, ...], Field(min_length=2, strict=False)] | None = None
+    """The label set of a classification, in the order of the logits: the run's, in the same order."""
+
+    @model_validator(mode="after")
+    def _labels_go_with_the_task(self) -> RowsConfig:
+        if self.task == "classification" and self.labels is None:
+            raise ValueError("labels is missing; expected the list of labels of the classification")
+        if self.task != "classification" and self.labels is not None:
+            raise ValueError(f"labels is set for task {self.task!r}, which has none; remove it")
+        if len({str(label) for label in self.labels or ()}) != len(self.labels or ()):
+            raise ValueError("labels has a label twice; expected each once")
+        return self
+
+
 class SiteConfig(Section):
-    """A site: its data, its ledger, its budget, its device."""
+    """A site: its data, its base model, its ledger, its budget, its device."""
 
     name: SiteName
     """Name of the site in the federation."""
     data: Annotated[str, Field(min_length=1)]
     """The training rows: a JSONL or CSV file, relative to the site config."""
+    rows: RowsConfig
+    """What a row is: task, fields and labels."""
+    model: Annotated[str, Field(min_length=1)]
+    """Base model and tokenizer: a folder, relative to the site config, or ``package:NAME/folder``. Never the run's."""
     ledger: Annotated[str, Field(min_length=1)]
-    """The ledger file, relative to the site config; made at the first run. Keep it as long as the data."""
+    """The ledger file, relative to the site config. Keep it as long as the data."""
     budget: Budget
     """What may be spent. There is no default ε: it is the site's decision."""
     person_field: Annotated[str, Field(min_length=1)] | None = None
-    """Field of a row that names the person it is of. Needed for a budget of unit user, useful for every ledger."""
+    """Field of a row that names the person it is of; never the run's choice. Without it the site takes part in no run
+    for persons. Needed for a budget of unit user, useful for every ledger."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
 
@@ -52,6 +80,8 @@ class SiteConfig(Section):
     def _consistent(self) -> SiteConfig:
         if is_hub(self.data):
             raise ValueError("data is a hub id; expected a file of the site's own")
+        if is_hub(self.model):
+            raise ValueError("model is a hub id; expected a folder of the site's own, or package:NAME/folder")
         if self.budget.unit == "user" and self.person_field is None:
             raise ValueError(
                 "person_field is missing; expected the field that names the person, for budget.unit 'user'"
@@ -66,7 +96,7 @@ def load_site_config(path: Path) -> SiteConfig:
         ConfigError: naming the file, the line, the key and what to do.
     """
     document = parse_yaml(read_config_text(path, "a site config"), str(path))
-    for key in ("data", "ledger"):
+    for key in ("data", "model", "ledger"):
         if isinstance(document.values.get(key), str) and document.values[key]:
             document.values[key] = anchor(document.values[key], path.parent)
     return validate_section(SiteConfig, document)

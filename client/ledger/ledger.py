@@ -7,9 +7,13 @@ A round goes through two durable steps::
 - From the reservation on the round counts as spent, whatever becomes of it.
 - What is sent is what :meth:`Ledger.commit` returns. There is one entry and one release for a (run, round): whoever
   commits second gets the first one's bytes, and a repeated request gets them without any training.
-- A reservation without commit was cut off by a crash, and may be trained again without a new charge: nothing of the
-  first attempt left the site, and of all attempts only one ever will. (This holds as long as a crash tells nothing of
-  the data: an attempt that always dies on one record would tell of it through the silence, ledger or no ledger.)
+- Whatever exception arises between the two, a refusal is committed as the round's release: it is sent, and sent again
+  for every repeat; the round is never trained a second time.
+- Only a reservation whose process was ended with no exception handled (a kill, a power cut, KeyboardInterrupt,
+  SystemExit), or at a ledger that cannot be written, stays open. It may be trained again without a new charge: nothing
+  of the first attempt left the site, and of all attempts only one ever will.
+- That a round failed, or fell silent, depends on the data where the failure does: one bit a round that no noise covers.
+  An attempt that always dies on one record tells of it through the silence, ledger or no ledger.
 - A repeat that asks something else (another adapter, another config) is refused: answering would be a second release.
 - Once a later round of the run is committed, the bytes of earlier ones are dropped. A repeat of those is refused and
   never computed anew.

@@ -3,80 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
-from flwr.app import Context, Message, MessageType, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
+from flwr.app import MessageType
 
-import client.app
-from client.ledger.ledger import Ledger
+from client.ledger.ledger import RoundRequest
+from client.ledger.site_ledger import SiteLedger
 from client.site import read_site_rows
 from client.site_config import load_site_config
-from common.codecs.codec import encode
-from common.config.load import dump_run_config
-from common.config.run import RunConfig
-from common.flower_records import from_records, to_records
+from common.errors import DataError, PrivacyError
 from common.models.adapter import initial_adapter
-from common.models.resident import resident_model
 from common.privacy.planning import plan_mechanism
-from common.tensors import Tensors
-from common.wire import DescribeRequest, Refusal, SiteDescription, TrainReply, TrainRequest, header_bytes, parse_header
-from tests.conftest import label_rows, write_rows
-
-PRIVATE = {"unit": "example", "noise_multiplier": 1.0, "accountant": "rdp"}
-RUN, NONCE = "c" * 32, "0" * 32
-
-
-class RealSite:
-    """A site config on 24 rows of its own, and a coordinator that talks to the ClientApp through Flower's messages."""
-
-    def __init__(self, config: RunConfig, folder: Path, **budget: Any) -> None:
-        TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
-        rows = [row | {"patient": f"p{index % 8}"} for index, row in enumerate(label_rows(24))]
-        write_rows(folder / "own.jsonl", rows)
-        self.path = folder / "site.yaml"
-        values = {"name": "north", "data": "own.jsonl", "ledger": "ledger.db", "device": "cpu"}
-        self.path.write_text(
-            yaml.safe_dump(values | {"person_field": "patient", "budget": {"epsilon": 50.0, **budget}})
-        )
-        self.ledger = Ledger(folder / "ledger.db")
-        self.config = config
-        self.model = resident_model(config, "cpu")
-
-    def send(self, header: bytes, payload: bytes, kind: str, node: dict[str, Any] | None = None) -> tuple[bytes, bytes]:
-        context = Context(
-            run_id=1, node_id=1, node_config=node or {"site-config": str(self.path)}, state=RecordDict(),
-            run_config={"config-yaml": dump_run_config(self.config)},
-        )  # fmt: skip
-        message = Message(to_records(header, payload), 1, kind, group_id="1")
-        message.metadata.__dict__["_message_id"] = "1"
-        return from_records(client.app.app(message, context).content)
-
-    def describe(self) -> SiteDescription | Refusal:
-        request = DescribeRequest(config_digest=self.config.digest())
-        return parse_header(self.send(header_bytes(request), b"", MessageType.QUERY)[0], SiteDescription)
-
-    def train(self, round_number: int, adapter: Tensors | None = None, **changes: Any) -> tuple[Any, bytes]:
-        request = TrainRequest(
-            config_digest=self.config.digest(), run=changes.get("run", RUN), round=round_number,
-            nonce=changes.get("nonce", NONCE), base_fingerprint=self.model.base.fingerprint,
-        )  # fmt: skip
-        start = initial_adapter(self.model, self.config.seed) if adapter is None else adapter
-        packed = encode(start, self.config.communication.codec)
-        header, update = self.send(header_bytes(request), packed, MessageType.TRAIN)
-        return parse_header(header, TrainReply), update
-
-
-@pytest.fixture
-def make_site(make_config: Callable[..., RunConfig], tmp_path: Path) -> Callable[..., RealSite]:
-    def make(privacy: dict[str, Any] = PRIVATE, budget: dict[str, Any] | None = None, **sections: Any) -> RealSite:
-        return RealSite(make_config(privacy=privacy, **sections), tmp_path, **(budget or {}))
-
-    return make
+from common.wire import DescribeRequest, Refusal, SiteDescription, TrainReply, header_bytes, parse_header
+from tests.client.real_sites import PRIVATE, RUN, RealSite
 
 
 def test_two_rounds_are_trained_on_the_sites_own_rows_and_stand_in_its_ledger(
@@ -125,27 +66,70 @@ def test_end_of_the_budget_refuses_and_trains_nothing(make_site: Callable[..., R
     assert mechanism is not None
     site = make_site(budget={"epsilon": mechanism.epsilon_after(1) + 0.05})
     assert isinstance(site.train(1)[0], TrainReply)
-    before = {name: value.clone() for name, value in site.model.state().items()}
+    before = {name: value.clone() for name, value in site.own_model().state().items()}
     reply, update = site.train(2, run="d" * 32)
     assert isinstance(reply, Refusal)
     assert (reply.code, update) == ("privacy", b"")
-    assert all(torch.equal(value, before[name]) for name, value in site.model.state().items())
+    assert all(torch.equal(value, before[name]) for name, value in site.own_model().state().items())
     assert len(site.ledger.history().entries) == 1
 
 
-def test_crash_in_training_stays_charged_and_is_trained_again_under_its_reservation(
-    make_site: Callable[..., RealSite], monkeypatch: pytest.MonkeyPatch
+FAILURES = [ZeroDivisionError("row 7"), DataError("row 8"), PrivacyError("row 9"), MemoryError(), RuntimeError("cuda")]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
+def test_failure_in_training_is_the_only_answer_to_its_round(
+    make_site: Callable[..., RealSite], monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
     site = make_site()
     with monkeypatch.context() as patch:
-        patch.setattr("client.answers.train_locally", lambda *arguments: 1 / 0)
-        reply, update = site.train(1)
-    assert isinstance(reply, Refusal)
-    assert (reply.code, update) == ("internal", b"")
+        patch.setattr("client.answers.train_locally", raising(failure))
+        first = site.train(1)
+    (entry,) = site.ledger.history().entries.values()
+    assert entry.committed is not None
+    with monkeypatch.context() as patch:
+        patch.setattr("client.answers.train_locally", lambda *arguments: pytest.fail("trained again"))
+        assert first == site.train(1, nonce="1" * 32) == (Refusal(code="round_failed", place=""), b"")
+    assert isinstance(site.train(2)[0], TrainReply)
+    assert len(site.ledger.history().entries) == 2
+
+
+@pytest.mark.parametrize("kill", [KeyboardInterrupt(), SystemExit(1)], ids=lambda kill: type(kill).__name__)
+def test_kill_in_training_stays_charged_and_is_trained_again_under_its_reservation(
+    make_site: Callable[..., RealSite], monkeypatch: pytest.MonkeyPatch, kill: BaseException
+) -> None:
+    site = make_site()
+    with monkeypatch.context() as patch:
+        patch.setattr("client.answers.train_locally", raising(kill))
+        with pytest.raises(type(kill)):
+            site.train(1)
     (entry,) = site.ledger.history().entries.values()
     assert entry.committed is None
     assert isinstance(site.train(1)[0], TrainReply)
     assert len(site.ledger.history().entries) == 1
+
+
+def test_failure_after_the_commit_sends_what_was_committed(
+    make_site: Callable[..., RealSite], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, commit = make_site(), SiteLedger.commit
+
+    def breaking_once(self: SiteLedger, asked: RoundRequest, release: bytes) -> bytes:
+        monkeypatch.setattr(SiteLedger, "commit", commit)
+        commit(self, asked, release)
+        raise OSError("after the commit")
+
+    monkeypatch.setattr(SiteLedger, "commit", breaking_once)
+    reply, update = site.train(1)
+    assert isinstance(reply, TrainReply)
+    assert site.train(1) == (reply, update)
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def fail(*arguments: Any) -> Any:
+        raise error
+
+    return fail
 
 
 @pytest.mark.parametrize(
@@ -182,11 +166,11 @@ def test_run_for_persons_is_counted_by_persons_of_the_site(make_site: Callable[.
 def test_site_without_a_usable_ledger_trains_nothing(make_site: Callable[..., RealSite]) -> None:
     site = make_site()
     site.ledger.path.write_bytes(b"")
-    before = {name: value.clone() for name, value in site.model.state().items()}
+    before = {name: value.clone() for name, value in site.own_model().state().items()}
     for reply in (site.describe(), site.train(1)[0]):
         assert isinstance(reply, Refusal)
         assert reply.code == "privacy"
-    assert all(torch.equal(value, before[name]) for name, value in site.model.state().items())
+    assert all(torch.equal(value, before[name]) for name, value in site.own_model().state().items())
 
 
 @pytest.mark.parametrize("node", [{"site-config": 7}, {"site-config": "nowhere.yaml"}, {"site-config": ""}])

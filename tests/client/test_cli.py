@@ -23,7 +23,7 @@ from common.config.load import load_run_config
 from common.config.run import RunConfig
 from common.errors import ConfigError
 from tests.client.ledgers import OTHER_RUN, charge, request
-from tests.conftest import config_text, label_rows, write_rows
+from tests.conftest import LABELS, config_text, label_rows, write_rows
 
 PRIVATE = {"unit": "example", "noise_multiplier": 1.0, "accountant": "rdp"}
 
@@ -39,7 +39,10 @@ def site(tmp_path: Path, tiny_models: dict[str, Path]) -> Path:
 
 
 def write_site(folder: Path, **changes: Any) -> Path:
-    values = {"name": "north", "data": "own.jsonl", "ledger": "ledger.db", "budget": {"epsilon": 12.0}} | changes
+    values = {
+        "name": "north", "data": "own.jsonl", "ledger": "ledger.db", "model": "base", "budget": {"epsilon": 12.0},
+        "rows": {"task": "classification", "labels": LABELS},
+    } | changes  # fmt: skip
     path = folder / "site.yaml"
     path.write_text(yaml.safe_dump({key: value for key, value in values.items() if value is not None}))
     return path
@@ -183,6 +186,9 @@ def test_ledger_that_is_not_there_is_one_line_and_not_made(site: Path) -> None:
 def test_site_config_is_read_with_paths_beside_it(site: Path) -> None:
     config = load_site_config(write_site(site))
     assert (config.data, config.ledger) == (str(site / "own.jsonl"), str(site / "ledger.db"))
+    assert config.model == str(site / "base")
+    assert load_site_config(write_site(site, model="package:some/base")).model == "package:some/base"
+    assert (config.rows.text_field, config.rows.label_field, config.rows.labels) == ("text", "label", tuple(LABELS))
     assert (config.budget.delta, config.budget.unit, config.device) == (1e-5, "example", "auto")
 
 
@@ -195,6 +201,12 @@ def test_site_config_is_read_with_paths_beside_it(site: Path) -> None:
         ({"budget": {"epsilon": 1.0, "unit": "user"}}, "person_field is missing"),
         ({"bugdet": 1}, "did you mean 'budget'"),
         ({"data": "hub:owner/name"}, "data is a hub id"),
+        ({"model": "hub:owner/name"}, "model is a hub id"),
+        ({"model": None}, "model is missing"),
+        ({"rows": None}, "rows is missing"),
+        ({"rows": {"task": "classification"}}, "labels is missing"),
+        ({"rows": {"task": "causal_lm", "labels": ["a", "b"]}}, "labels is set"),
+        ({"rows": {"task": "classification", "labels": ["1", 1]}}, "labels has a label twice"),
         ({"name": "a\nb"}, "name"),
     ],
 )

@@ -33,7 +33,7 @@ from common.run_folder import RunFolder
 from common.run_source import CONFIG_YAML
 from server.federation import RunSettings, run_federation
 from simulations.grid import FIRST_NODE_ID, VirtualGrid
-from tests.conftest import label_rows, write_rows
+from tests.conftest import LABELS, label_rows, write_rows
 
 ROWS = (137, 211, 173)
 PERSONS = (61, 83, 47)
@@ -84,6 +84,7 @@ class Sites:
         values = {
             "name": f"ward {number}", "data": f"{CANARIES[number]}.jsonl", "ledger": "ledger/spent.db",
             "device": "cpu", "person_field": "person", "budget": {"epsilon": 900.0, "delta": 1e-4},
+            "model": self.config.model.source, "rows": {"task": "classification", "labels": LABELS},
         }  # fmt: skip
         (folder / "site.yaml").write_text(yaml.safe_dump(values))
         return folder / "site.yaml"
@@ -116,19 +117,19 @@ def make_sites(make_config: Callable[..., RunConfig], tmp_path: Path, monkeypatc
             **by_person,
         )  # fmt: skip
         made = Sites(config, tmp_path)
-        micro_batch, norms = client.dp.step.DpStep.micro_batch, client.dp.step.unit_norms
+        micro_batch, joint_norm = client.dp.step.DpStep.micro_batch, client.dp.step.joint_norm
 
         def noting_losses(self: Any, losses: torch.Tensor, *rest: Any) -> None:
             made.values += losses.detach().tolist()
             micro_batch(self, losses, *rest)
 
-        def noting_norms(gradients: Any) -> torch.Tensor:
-            found = norms(gradients)
-            made.values += found.tolist()
+        def noting_norms(parts: Any) -> torch.Tensor:
+            found = joint_norm(parts)
+            made.values += [value for norms in (*parts, found) for value in norms.tolist()]
             return found
 
         monkeypatch.setattr(client.dp.step.DpStep, "micro_batch", noting_losses)
-        monkeypatch.setattr(client.dp.step, "unit_norms", noting_norms)
+        monkeypatch.setattr(client.dp.step, "joint_norm", noting_norms)
         return made
 
     return make
@@ -228,6 +229,7 @@ def test_broken_row_ends_the_run_without_being_quoted(
     write_rows(sites.data(1), rows)
     with pytest.raises(FedtuneError) as caught:
         sites.federate()
+    assert "'site_data' at unknown" in str(caught.value)
     assert_no_canary("the coordinator's error", str(caught.value).encode())
     assert_no_private_number("the coordinator's error", str(caught.value), sites.values)
     look(sites, site_log="label" not in broken)

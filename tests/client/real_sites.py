@@ -1,0 +1,79 @@
+"""A real site behind the ClientApp, and a coordinator that talks to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+import client.app
+from client.agreement import agreed_config
+from client.ledger.ledger import Ledger
+from client.site_config import load_site_config
+from common.codecs.codec import encode
+from common.config.load import dump_run_config
+from common.config.run import RunConfig
+from common.flower_records import from_records, to_records
+from common.models.adapter import AdaptedModel, initial_adapter
+from common.models.resident import resident_model
+from common.tensors import Tensors
+from common.wire import DescribeRequest, Refusal, SiteDescription, TrainReply, TrainRequest, header_bytes, parse_header
+from tests.conftest import label_rows, write_rows
+
+PRIVATE = {"unit": "example", "noise_multiplier": 1.0, "accountant": "rdp"}
+RUN, NONCE = "c" * 32, "0" * 32
+
+
+class RealSite:
+    """A site config on 24 rows of its own, and a coordinator that talks to the ClientApp through Flower's messages."""
+
+    def __init__(self, config: RunConfig, folder: Path, **budget: Any) -> None:
+        TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+        self.rows = [row | {"patient": f"p{index % 8}"} for index, row in enumerate(label_rows(24))]
+        self.data = write_rows(folder / "own.jsonl", self.rows)
+        self.path = folder / "site.yaml"
+        self.values: dict[str, Any] = {
+            "name": "north", "data": "own.jsonl", "ledger": "ledger.db", "device": "cpu", "model": config.model.source,
+            "rows": {"task": config.data.task, "labels": list(config.data.labels or ()) or None},
+            "person_field": "patient", "budget": {"epsilon": 50.0, **budget},
+        }  # fmt: skip
+        self.write()
+        self.ledger = Ledger(folder / "ledger.db")
+        self.config = config
+        self.flower_config: dict[str, Any] = {}
+        self.model = resident_model(config, "cpu")
+
+    def write(self, **changes: Any) -> None:
+        """Write the site config; None takes a key out."""
+        self.values |= changes
+        self.path.write_text(yaml.safe_dump({key: value for key, value in self.values.items() if value is not None}))
+
+    def own_model(self) -> AdaptedModel:
+        """The model that the site trains; ``model`` is the coordinator's."""
+        return resident_model(agreed_config(self.config, load_site_config(self.path)), "cpu")
+
+    def send(self, header: bytes, payload: bytes, kind: str, node: dict[str, Any] | None = None) -> tuple[bytes, bytes]:
+        context = Context(
+            run_id=1, node_id=1, node_config=node or {"site-config": str(self.path)}, state=RecordDict(),
+            run_config=self.flower_config or {"config-yaml": dump_run_config(self.config)},
+        )  # fmt: skip
+        message = Message(to_records(header, payload), 1, kind, group_id="1")
+        message.metadata.__dict__["_message_id"] = "1"
+        return from_records(client.app.app(message, context).content)
+
+    def describe(self) -> SiteDescription | Refusal:
+        request = DescribeRequest(config_digest=self.config.digest())
+        return parse_header(self.send(header_bytes(request), b"", MessageType.QUERY)[0], SiteDescription)
+
+    def train(self, round_number: int, adapter: Tensors | None = None, **changes: Any) -> tuple[Any, bytes]:
+        request = TrainRequest(
+            config_digest=self.config.digest(), run=changes.get("run", RUN), round=round_number,
+            nonce=changes.get("nonce", NONCE), base_fingerprint=self.model.base.fingerprint,
+        )  # fmt: skip
+        start = initial_adapter(self.model, self.config.seed) if adapter is None else adapter
+        packed = encode(start, self.config.communication.codec)
+        header, update = self.send(header_bytes(request), packed, MessageType.TRAIN)
+        return parse_header(header, TrainReply), update
