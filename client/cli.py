@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from common.console import INTERRUPTED, error_console, new_app, one_line_errors
-from common.errors import ConfigError, PrivacyError
+from common.errors import ConfigError
 from common.quiet import quiet_dependencies
 
 if TYPE_CHECKING:
@@ -80,13 +80,27 @@ def ledger(
 
         own = load_site_config(source) if source.suffix.lower() in {".yaml", ".yml"} else None
         path = source if own is None else Path(own.ledger)
-        if not path.exists():
-            raise PrivacyError(
-                f"ledger {path} does not exist; expected a file that a first round made. Check the path."
-            )
         budget = Budget(epsilon=1.0) if own is None else own.budget
         report = report_ledger(Ledger(path), budget, capped=own is not None)
         _print(report, ledger_tables(report), as_json)
+
+
+@app.command("new-ledger")
+def new_ledger(
+    site: Annotated[Path, typer.Argument(metavar="SITE_CONFIG", help="Site config in YAML, which names the ledger.")],
+    debug: Debug = False,
+) -> None:
+    """Make a site's ledger, once, before its first run. Refuses where a file stands."""
+    with one_line_errors(debug):
+        from client.ledger.ledger import Ledger
+        from client.site_config import load_site_config
+
+        path = Path(load_site_config(site).ledger)
+        Ledger(path).create()
+        sys.stdout.write(
+            f"made {path}: from now on it says that nothing was spent of these data. If they ever had a ledger, delete "
+            "this one and restore that.\n"
+        )
 
 
 def _print(values: dict[str, Any], shown: Iterable[Table | str], as_json: bool) -> None:

@@ -95,13 +95,13 @@ def transaction(path: Path, *, write: bool) -> Iterator[sqlite3.Connection]:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[sqlite3.Connection]:
-    """Make a ledger file: whole, or not at all; one that stands there already stays.
+    """Make a ledger file: whole, or not at all; what stands there already stays.
 
     Yields:
         A connection to the new file, with tables, in a transaction that is committed at the end.
 
     Raises:
-        PrivacyError: in one line, if it cannot be made there.
+        PrivacyError: in one line, if something stands there or it cannot be made there.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
@@ -118,7 +118,10 @@ def new_file(path: Path) -> Iterator[sqlite3.Connection]:
         os.link(temporary, path)  # fails where a file stands, which another process may have made meanwhile
         sync_folder(path.parent)
     except FileExistsError:
-        pass
+        raise PrivacyError(
+            f"{path} exists; expected a place that holds nothing. A ledger is never replaced: use that one, or name "
+            "another place for other data."
+        ) from None
     except OSError as error:
         what = error.strerror or type(error).__name__
         raise PrivacyError(

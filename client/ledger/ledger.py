@@ -4,6 +4,8 @@ A round goes through two durable steps::
 
     reserve   the charge is written, or refused    ─→ train ─→   commit   the bytes are written   ─→ release
 
+- The file is made once, by :meth:`Ledger.create`. Where it is missing everything is refused: a new one in its place
+  would have forgotten all spend.
 - From the reservation on the round counts as spent, whatever becomes of it.
 - What is sent is what :meth:`Ledger.commit` returns. There is one entry and one release for a (run, round): whoever
   commits second gets the first one's bytes, and a repeated request gets them without any training.
@@ -23,7 +25,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import logging
 import os
 import secrets
 from collections.abc import Iterator
@@ -39,8 +40,6 @@ from client.ledger.spending import fits, steps_left
 from client.ledger.store import Store, digest_of_members, start_chain
 from client.site_config import Budget
 from common.errors import PrivacyError
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,20 +64,32 @@ class Ledger:
     """A ledger file. Holds nothing open: every call is one transaction.
 
     Args:
-        path: of the file; made by the first reservation if nothing stands there.
+        path: of the file, which :meth:`create` makes once.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def create(self) -> None:
+        """Make the file, in which nothing is spent: for data that no ledger was kept for before, and for no others.
+
+        Raises:
+            PrivacyError: if something stands there, or did when a process died (a journal); if it cannot be made there.
+        """
+        if os.path.lexists(f"{self.path}-journal"):
+            raise PrivacyError(
+                f"{self.path}-journal is left of an earlier ledger; expected a place that never had one. Restore the "
+                "ledger beside it."
+            )
+        with new_file(self.path) as connection:
+            start_chain(connection, secrets.token_bytes(32), now())
+
     def expect_ready(self) -> None:
-        """Check that rounds can be reserved: make the file if there is none, take back what a crash left half-written.
+        """Check that rounds can be reserved; take back what a crash left half-written.
 
         Raises:
             PrivacyError: if the file cannot be used or its chain is broken.
         """
-        if not os.path.lexists(self.path):
-            self._create()
         with self._open(write=True):
             pass
 
@@ -98,8 +109,6 @@ class Ledger:
             PrivacyError: if the budget does not hold it, if it was asked differently before, if its bytes were dropped,
                 or if the file cannot be used.
         """
-        if not os.path.lexists(self.path):
-            self._create()
         try:
             with self._open(write=True) as store:
                 known = store.history.entries.get((request.run, request.round))
@@ -153,13 +162,11 @@ class Ledger:
         return payload
 
     def history(self) -> History:
-        """Return what the ledger holds; nothing if there is no file yet.
+        """Return what the ledger holds.
 
         Raises:
             PrivacyError: if the file cannot be used or its chain is broken.
         """
-        if not os.path.lexists(self.path):
-            return History()
         with self._open(write=False) as store:
             return store.history
 
@@ -169,8 +176,6 @@ class Ledger:
         Raises:
             PrivacyError: if the file cannot be used or its chain is broken.
         """
-        if not os.path.lexists(self.path):
-            return []
         with self._open(write=False) as store:
             _, near = _locate(store, dataset, _keyed(store.key, dataset))
             return store.history.charges(near)
@@ -187,17 +192,13 @@ class Ledger:
 
     @contextmanager
     def _open(self, *, write: bool) -> Iterator[Store]:
+        if not os.path.lexists(self.path):
+            raise PrivacyError(
+                f"ledger {self.path} does not exist; expected the one that holds what these data have spent. Restore "
+                "it; only for data that never had one: fedtune-client new-ledger SITE_CONFIG."
+            )
         with transaction(self.path, write=write) as connection:
             yield Store(connection, self.path)
-
-    def _create(self) -> None:
-        with new_file(self.path) as connection:
-            start_chain(connection, secrets.token_bytes(32), now())
-        logger.warning(
-            "%s did not exist: a new ledger was made, in which nothing is spent yet. If these data had a ledger "
-            "before, stop and restore it.",
-            self.path,
-        )
 
     def _see(self, store: Store, dataset: Dataset, members: list[bytes], near: set[int]) -> int:
         number = store.append(

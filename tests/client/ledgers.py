@@ -52,6 +52,13 @@ def counted_steps(segments: Iterable[Segment], delta: float, accountant: str = "
     return float(sum(segment.steps for segment in segments))
 
 
+def new_ledger(path: Path) -> Ledger:
+    """A ledger in which nothing is spent."""
+    made = Ledger(path)
+    made.create()
+    return made
+
+
 def take_part(path: Path, outbox: Path, round_number: int, steps: int, run: str = RUN) -> bytes:
     """Reserve, "train", commit and release a round, as a site does; every sending leaves its own file."""
     ledger, asked = Ledger(path), request(round_number, run)

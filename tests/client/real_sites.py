@@ -42,6 +42,8 @@ class RealSite:
         }  # fmt: skip
         self.write()
         self.ledger = Ledger(folder / "ledger.db")
+        self.ledger.path.unlink(missing_ok=True)
+        self.ledger.create()
         self.config = config
         self.flower_config: dict[str, Any] = {}
         self.model = resident_model(config, "cpu")

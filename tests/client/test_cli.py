@@ -22,7 +22,7 @@ from client.site_config import load_site_config
 from common.config.load import load_run_config
 from common.config.run import RunConfig
 from common.errors import ConfigError
-from tests.client.ledgers import OTHER_RUN, charge, request
+from tests.client.ledgers import OTHER_RUN, charge, new_ledger, request
 from tests.conftest import LABELS, config_text, label_rows, write_rows
 
 PRIVATE = {"unit": "example", "noise_multiplier": 1.0, "accountant": "rdp"}
@@ -35,6 +35,7 @@ def site(tmp_path: Path, tiny_models: dict[str, Path]) -> Path:
     (tmp_path / "run.yaml").write_text(run)
     write_rows(tmp_path / "own.jsonl", label_rows(24))
     write_site(tmp_path)
+    new_ledger(tmp_path / "ledger.db")
     return tmp_path
 
 
@@ -67,7 +68,6 @@ def call(*arguments: object) -> tuple[int, str, str]:
 @pytest.mark.slow
 def test_plan_tells_what_is_spent_and_left_at_this_site(site: Path) -> None:
     empty = json.loads(call("plan", site / "run.yaml", "--site", site / "site.yaml", "--json")[1])
-    assert not (site / "ledger.db").exists()
     assert [row["rounds"] for row in empty["epsilon_after"]] == [1, 2, 5, 10, 12]
     assert [row["steps"] for row in empty["epsilon_after"]] == [6, 12, 30, 60, 72]
     assert (empty["units_at_site"], empty["sample_rate"], empty["noise_multiplier"]) == (24, 4 / 24, 1.0)
@@ -176,11 +176,30 @@ def test_broken_chain_is_one_line_and_a_failing_status(site: Path) -> None:
         assert error.count("\n") == 1
 
 
-def test_ledger_that_is_not_there_is_one_line_and_not_made(site: Path) -> None:
-    status, _, error = call("ledger", site / "site.yaml")
+@pytest.mark.parametrize(
+    "arguments", [("ledger", "site.yaml"), ("ledger", "ledger.db"), ("plan", "run.yaml", "--site", "site.yaml")]
+)
+def test_ledger_that_is_not_there_is_one_line_and_not_made(site: Path, arguments: tuple[str, ...]) -> None:
+    (site / "ledger.db").unlink()
+    status, _, error = call(*(site / part if part.endswith((".yaml", ".db")) else part for part in arguments))
     assert status == 1
     assert "does not exist" in error
+    assert error.count("\n") == 1
     assert not (site / "ledger.db").exists()
+
+
+def test_new_ledger_is_made_once_and_says_what_it_means(site: Path) -> None:
+    (site / "ledger.db").unlink()
+    status, shown, _ = call("new-ledger", site / "site.yaml")
+    assert status == 0
+    assert shown.count("\n") == 1
+    assert "nothing was spent" in shown
+    content = (site / "ledger.db").read_bytes()
+    status, shown, error = call("new-ledger", site / "site.yaml")
+    assert (status, shown) == (1, "")
+    assert "exists; expected a place that holds nothing" in error
+    assert (site / "ledger.db").read_bytes() == content
+    assert json.loads(call("ledger", site / "site.yaml", "--json")[1])["datasets"] == []
 
 
 def test_site_config_is_read_with_paths_beside_it(site: Path) -> None:

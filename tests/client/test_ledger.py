@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from client.ledger.ledger import Ledger
 from client.site_config import Budget
 from common.data.examples import Example
 from common.errors import PrivacyError
-from tests.client.ledgers import OTHER_RUN, RUN, charge, counted_steps, dataset, request, words
+from tests.client.ledgers import OTHER_RUN, RUN, charge, counted_steps, dataset, new_ledger, request, words
 
 ROWS = dataset(words(0, 6))
 
@@ -23,7 +24,7 @@ ROWS = dataset(words(0, 6))
 def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ledger:
     """An empty ledger whose ε is the number of steps."""
     monkeypatch.setattr(client.ledger.spending, "epsilon_spent", counted_steps)
-    return Ledger(tmp_path / "ledger.db")
+    return new_ledger(tmp_path / "ledger.db")
 
 
 def spend(ledger: Ledger, rows: Dataset, steps: int, round_number: int = 1, run: str = RUN, cap: float = 100) -> None:
@@ -143,10 +144,48 @@ def test_records_stand_in_the_file_only_as_keyed_digests(ledger: Ledger) -> None
     assert not any(handle in content for handle in people(0, 5).handles)
 
 
-def test_reading_writes_nothing_and_makes_no_file(ledger: Ledger) -> None:
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda ledger: ledger.reserve(request(), ROWS, charge(), Budget(epsilon=100)),
+        lambda ledger: ledger.commit(request(), b"update"),
+        lambda ledger: ledger.expect_ready(),
+        lambda ledger: ledger.charges(ROWS),
+        lambda ledger: ledger.history(),
+        lambda ledger: ledger.verify(),
+    ],
+    ids=["reserve", "commit", "expect_ready", "charges", "history", "verify"],
+)
+def test_missing_ledger_is_refused_and_not_made(ledger: Ledger, use: Callable[[Ledger], object]) -> None:
+    spend(ledger, ROWS, 1)
+    ledger.path.unlink()
+    with pytest.raises(PrivacyError, match=r"does not exist; .* new-ledger") as caught:
+        use(ledger)
+    assert "\n" not in str(caught.value)
+    assert os.listdir(ledger.path.parent) == []
+
+
+def test_ledger_is_made_once_and_never_over_another(ledger: Ledger) -> None:
+    spend(ledger, ROWS, 1)
+    before = ledger.path.read_bytes()
+    with pytest.raises(PrivacyError, match="exists; expected a place that holds nothing"):
+        ledger.create()
+    assert ledger.path.read_bytes() == before
+    assert os.listdir(ledger.path.parent) == [ledger.path.name]
+
+
+@pytest.mark.parametrize(("left", "line"), [("ledger.db-journal", "left of an earlier"), ("ledger.db", "exists")])
+def test_ledger_is_not_made_where_one_was(tmp_path: Path, left: str, line: str) -> None:
+    (tmp_path / left).symlink_to(tmp_path / "moved away")
+    with pytest.raises(PrivacyError, match=line):
+        Ledger(tmp_path / "ledger.db").create()
+    with pytest.raises(PrivacyError, match=r"cannot be made .*folder that exists"):
+        Ledger(tmp_path / "nowhere" / "ledger.db").create()
+
+
+def test_reading_writes_nothing(ledger: Ledger) -> None:
     assert ledger.charges(ROWS) == []
     assert ledger.history().entries == {}
-    assert not ledger.path.exists()
     spend(ledger, ROWS, 1)
     before = ledger.path.read_bytes(), ledger.path.stat().st_mtime_ns
     ledger.charges(dataset(words(3, 9)))

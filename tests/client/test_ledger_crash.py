@@ -17,7 +17,7 @@ import pytest
 
 from client.ledger.file import transaction
 from client.ledger.ledger import Ledger
-from tests.client.ledgers import BUDGET, RUN, child
+from tests.client.ledgers import BUDGET, RUN, child, new_ledger
 
 KILLS = 200
 
@@ -55,8 +55,6 @@ def killed(process: BaseProcess, delay_s: float) -> bool:
 
 def reserved(path: Path) -> set[tuple[str, int]]:
     """The rounds that are charged, after any half-written transaction was taken back; every entry is unique."""
-    if not path.exists():
-        return set()
     with transaction(path, write=True) as connection:
         rows = connection.execute(
             "SELECT json_extract(body, '$.run'), json_extract(body, '$.round') FROM events WHERE kind = 'reserved'"
@@ -68,6 +66,7 @@ def reserved(path: Path) -> set[tuple[str, int]]:
 def duration_of_a_round(processes: Any, folder: Path) -> float:
     """Seconds from the start of a process to the end of its round, on this machine today; the median of five."""
     (folder / "outbox").mkdir(parents=True)
+    new_ledger(folder / "ledger.db")
     seconds = []
     for number in range(1, 7):
         began = time.perf_counter()
@@ -78,7 +77,7 @@ def duration_of_a_round(processes: Any, folder: Path) -> float:
 
 @pytest.mark.slow
 def test_ledger_survives_kills_at_any_moment(processes: Any, tmp_path: Path, outbox: Path) -> None:
-    path, moments = tmp_path / "ledger.db", numpy.random.default_rng(20)
+    path, moments = new_ledger(tmp_path / "ledger.db").path, numpy.random.default_rng(20)
     longest = 1.1 * duration_of_a_round(processes, tmp_path / "warm-up")
     number, kills, before, phases = 1, 0, set[tuple[str, int]](), set[str]()
     while kills < KILLS:
@@ -91,10 +90,9 @@ def test_ledger_survives_kills_at_any_moment(processes: Any, tmp_path: Path, out
         now = reserved(path)
         assert before <= now
         before = now
-        if path.exists():
-            Ledger(path).verify()
-            entry = Ledger(path).history().entries.get((RUN, number))
-            phases.add("new" if entry is None else "reserved" if entry.committed is None else "committed")
+        Ledger(path).verify()
+        entry = Ledger(path).history().entries.get((RUN, number))
+        phases.add("new" if entry is None else "reserved" if entry.committed is None else "committed")
     assert phases == {"new", "reserved", "committed"}
     history = Ledger(path).history()
     released: dict[tuple[str, int], set[str]] = {}
@@ -114,7 +112,7 @@ def test_ledger_survives_kills_at_any_moment(processes: Any, tmp_path: Path, out
 def test_processes_that_race_for_the_last_round_do_not_both_get_it(
     processes: Any, tmp_path: Path, outbox: Path
 ) -> None:
-    path = tmp_path / "ledger.db"
+    path = new_ledger(tmp_path / "ledger.db").path
     start(processes, path, outbox, 1, steps=int(BUDGET.epsilon) - 10).join()
     for attempt in range(5):
         gate = processes.Barrier(3)
@@ -129,7 +127,7 @@ def test_processes_that_race_for_the_last_round_do_not_both_get_it(
 
 
 def test_processes_that_race_for_one_round_release_the_same_bytes(processes: Any, tmp_path: Path, outbox: Path) -> None:
-    path, gate = tmp_path / "ledger.db", processes.Barrier(4)
+    path, gate = new_ledger(tmp_path / "ledger.db").path, processes.Barrier(4)
     rivals = [start(processes, path, outbox, 1, gate=gate) for _ in range(4)]
     for process in rivals:
         process.join()
@@ -141,7 +139,7 @@ def test_processes_that_race_for_one_round_release_the_same_bytes(processes: Any
 
 
 def test_lock_of_another_process_is_waited_for(processes: Any, tmp_path: Path, outbox: Path) -> None:
-    path = tmp_path / "ledger.db"
+    path = new_ledger(tmp_path / "ledger.db").path
     start(processes, path, outbox, 1).join()
     holder = sqlite3.connect(path, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")

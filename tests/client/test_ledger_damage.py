@@ -18,7 +18,7 @@ from client.ledger.file import SCHEMA
 from client.ledger.ledger import Ledger
 from client.site_config import Budget
 from common.errors import PrivacyError
-from tests.client.ledgers import charge, counted_steps, dataset, request, words
+from tests.client.ledgers import charge, counted_steps, dataset, new_ledger, request, words
 
 ROWS, BUDGET = dataset(words(0, 4)), Budget(epsilon=100)
 
@@ -27,7 +27,7 @@ ROWS, BUDGET = dataset(words(0, 4)), Budget(epsilon=100)
 def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ledger:
     """A ledger of six events: opened, dataset, and two rounds reserved and committed."""
     monkeypatch.setattr(client.ledger.spending, "epsilon_spent", counted_steps)
-    made = Ledger(tmp_path / "ledger.db")
+    made = new_ledger(tmp_path / "ledger.db")
     for number in (1, 2):
         made.reserve(request(number), ROWS, charge(), BUDGET)
         made.commit(request(number), b"update")
@@ -183,7 +183,7 @@ def _gone(path: Path) -> None:
         (_cut, "damaged|broken"),
         (_scribbled, "damaged"),
         (_folder, "cannot be opened"),
-        (_gone, "cannot be made .*folder that exists"),
+        (_gone, "does not exist; expected the one"),
     ],
 )
 def test_unusable_file_is_one_line_and_nothing_is_reserved(

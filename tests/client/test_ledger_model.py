@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 import client.ledger.spending
-from client.ledger.ledger import Ledger
 from client.site_config import Budget
 from common.errors import PrivacyError
-from tests.client.ledgers import OTHER_RUN, RUN, charge, counted_steps, dataset, request, words
+from tests.client.ledgers import OTHER_RUN, RUN, charge, counted_steps, dataset, new_ledger, request, words
 
 
 class AgainstPlainModel(RuleBasedStateMachine):
@@ -27,7 +26,7 @@ class AgainstPlainModel(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(client.ledger.spending, "epsilon_spent", counted_steps)
-        self.ledger = Ledger(Path(self.folder.name) / "ledger.db")
+        self.ledger = new_ledger(Path(self.folder.name) / "ledger.db")
         self.entries: dict[tuple[str, int], tuple[tuple[int, int], int, str]] = {}
         self.released: dict[tuple[str, int], bytes] = {}
         self.sent = 0
@@ -78,8 +77,7 @@ class AgainstPlainModel(RuleBasedStateMachine):
         assert self.ledger.history().entries.keys() == self.entries.keys()
 
     def teardown(self) -> None:
-        if self.entries:
-            self.ledger.verify()
+        self.ledger.verify()
         self.patch.undo()
         self.folder.cleanup()
 

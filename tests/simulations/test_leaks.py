@@ -25,6 +25,7 @@ from flwr.common.serde import message_to_proto
 import client.answers
 import client.app
 import client.dp.step
+from client.ledger.ledger import Ledger
 from client.site_config import SITE_CONFIG
 from common.config.load import dump_run_config
 from common.config.run import RunConfig
@@ -87,6 +88,7 @@ class Sites:
             "model": self.config.model.source, "rows": {"task": "classification", "labels": LABELS},
         }  # fmt: skip
         (folder / "site.yaml").write_text(yaml.safe_dump(values))
+        Ledger(folder / "ledger" / "spent.db").create()
         return folder / "site.yaml"
 
     def _answer(self, message: Message, context: Context) -> Message:
