@@ -58,6 +58,7 @@ def _plan(config: RunConfig, site: Path | None, rows: int) -> dict[str, Any]:
     from client.site_config import load_site_config
 
     read = read_site_rows(config, load_site_config(site))
+    read.ledger.expect_delta()
     spent = read.ledger.ledger.charges(read.ledger.dataset)
     return plan_run(config, read.num_units(config.privacy.unit), spent, read.ledger.budget)
 

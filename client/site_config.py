@@ -27,7 +27,7 @@ class Budget(Section):
     epsilon: Annotated[float, Field(gt=0, le=1000)]
     """ε that no record (or person) of the site is taken beyond, over all runs and rounds."""
     delta: Annotated[float, Field(gt=0, lt=0.5)] = 1e-5
-    """δ of the guarantee; well below one over the number of records."""
+    """δ of the guarantee; well below one over the number of records (or persons), at which every run is refused."""
     unit: Literal["example", "user"] = "example"
     """example: ε is for one record; user: for one person with all records, and person_field must say whose they are."""
 

@@ -3,11 +3,12 @@
 A dataset with one row changed has another fingerprint, yet the same people. So every row also has *handles*, and two
 datasets that have a handle in common are taken to hold the same record:
 
-- ``row``: all fields of the row as the file gives them. It depends on nothing in the run config, so that a coordinator
-  who renames labels, fields or the task meets the same records.
+- ``row``: all fields of the row as the file gives them. It depends on nothing in any config, so that a site that
+  corrects its own ``rows`` or ``person_field`` meets the same records.
 - ``text``: the text that is learnt from, without label, case, spacing or form of Unicode. It survives a corrected
   label, a new column, or JSONL instead of CSV.
-- ``person``: whom the row is of, where a field says so. It survives any edit of the row.
+- ``person``: whom the row is of, where the site config says which field names them. It survives any edit of the row
+  but one of that field.
 
 A handle in common by chance (two people who wrote the same words) counts too much, never too little. A row whose text
 was edited, of a site that names no persons, is a new record to the ledger: nothing in the file says otherwise.
@@ -33,12 +34,14 @@ class Dataset:
         source: where they were read from.
         fingerprint: SHA-256 over the rows, whatever their order.
         num_rows: how many there are.
+        num_persons: how many persons they are of; None where a row names none.
         handles: SHA-256 digests of what identifies each record and person.
     """
 
     source: str
     fingerprint: str
     num_rows: int
+    num_persons: int | None
     handles: frozenset[bytes]
 
 
@@ -58,7 +61,8 @@ def identify(source: str, rows: Iterable[Mapping[str, Any]], examples: Sequence[
         if example.person is not None:
             handles.add(_digest("person", example.person))
     fingerprint = hashlib.sha256(b"".join(sorted(digests))).hexdigest()
-    return Dataset(source, fingerprint, len(digests), frozenset(handles))
+    persons = {example.person for example in examples}
+    return Dataset(source, fingerprint, len(digests), None if None in persons else len(persons), frozenset(handles))
 
 
 def _words(example: Example) -> list[str]:

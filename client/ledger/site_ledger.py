@@ -10,6 +10,7 @@ from client.ledger.events import Charge
 from client.ledger.ledger import Ledger, RoundRequest
 from client.ledger.spending import charge_of, segment_for
 from client.site_config import Budget
+from common.errors import PrivacyError
 from common.privacy.planning import Mechanism
 from common.wire import TrainRequest, header_bytes
 
@@ -34,11 +35,29 @@ class SiteLedger:
         """Return what one round of ``mechanism`` spends, if this site may take part in such a run at all.
 
         Raises:
-            PrivacyError: for a run without noise at the site, or one whose unit the budget cannot count.
+            PrivacyError: for a run without noise at the site, or one whose unit the budget cannot count; for a δ that
+                these data make meaningless.
         """
+        self.expect_delta()
         charge = charge_of(mechanism)
         segment_for(charge, self.budget)
         return charge
+
+    def expect_delta(self) -> None:
+        """Check the budget's δ against the data: at one over their number, giving one unit away whole would satisfy it.
+
+        Raises:
+            PrivacyError: if δ is not below one over the number of records, or of persons for a budget of unit user.
+        """
+        user = self.budget.unit == "user"
+        num_units, units = (self.dataset.num_persons, "persons") if user else (self.dataset.num_rows, "records")
+        if num_units is None:
+            raise PrivacyError("a row names no person; expected one in every row, for a budget of unit 'user'. Add it.")
+        if self.budget.delta >= 1 / num_units:
+            raise PrivacyError(
+                f"budget.delta is {self.budget.delta:g} at a site of {num_units} {units}; expected well below "
+                f"{1 / num_units:.3g}, one over their number. Lower it in the site config."
+            )
 
     def reserve(self, asked: RoundRequest, charge: Charge) -> bytes | None:
         """Charge a round before it is trained; see :meth:`Ledger.reserve`."""

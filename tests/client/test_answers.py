@@ -152,6 +152,20 @@ def test_run_that_the_budget_cannot_count_is_refused(
     assert site.ledger.history().entries == {}
 
 
+@pytest.mark.parametrize(
+    ("unit", "delta", "refused"),
+    [("example", 1 / 24, True), ("example", 1 / 25, False), ("user", 1 / 8, True), ("user", 1 / 9, False)],
+)
+def test_delta_of_one_over_the_number_of_units_is_refused(
+    make_site: Callable[..., RealSite], unit: str, delta: float, refused: bool
+) -> None:
+    site = make_site(PRIVATE | {"unit": unit}, {"unit": unit, "delta": delta}, data={"person_field": "patient"})
+    for reply in (site.describe(), site.train(1)[0]):
+        assert isinstance(reply, Refusal) == refused
+        assert not refused or reply.code == "privacy"
+    assert len(site.ledger.history().entries) == (not refused)
+
+
 def test_run_for_persons_is_counted_by_persons_of_the_site(make_site: Callable[..., RealSite]) -> None:
     site = make_site(PRIVATE | {"unit": "user"}, {"unit": "user"}, data={"person_field": "patient"})
     rows = read_site_rows(site.config, load_site_config(site.path))
