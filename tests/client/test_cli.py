@@ -18,13 +18,14 @@ from client.ledger.events import Charge
 from client.ledger.ledger import Ledger
 from client.plan import plan_run
 from client.site import read_site_rows
-from client.site_config import load_site_config
+from client.site_config import SiteConfig, load_site_config
 from common.config.load import load_run_config
 from common.config.run import RunConfig
 from common.errors import ConfigError
 from tests.client.ledgers import OTHER_RUN, charge, new_ledger, request
 from tests.conftest import LABELS, config_text, label_rows, write_rows
 
+ROOT = Path(__file__).resolve().parents[2]
 PRIVATE = {"unit": "example", "noise_multiplier": 1.0, "accountant": "rdp"}
 
 
@@ -99,6 +100,13 @@ def test_plan_is_shown_as_tables_with_advice(site: Path) -> None:
     assert status == 0
     assert "5000 records" in shown
     assert "ledger" not in shown
+
+
+def test_plan_with_a_delta_of_one_record_in_all_is_refused(site: Path) -> None:
+    write_site(site, budget={"epsilon": 12.0, "delta": 1 / 24})
+    status, _, error = call("plan", site / "run.yaml", "--site", site / "site.yaml")
+    assert status == 1
+    assert "budget.delta is 0.0416667 at a site of 24 records; expected well below 0.0417" in error
 
 
 @pytest.mark.parametrize(
@@ -209,6 +217,14 @@ def test_site_config_is_read_with_paths_beside_it(site: Path) -> None:
     assert load_site_config(write_site(site, model="package:some/base")).model == "package:some/base"
     assert (config.rows.text_field, config.rows.label_field, config.rows.labels) == ("text", "label", tuple(LABELS))
     assert (config.budget.delta, config.budget.unit, config.device) == (1e-5, "example", "auto")
+
+
+def test_site_config_of_the_guide_can_be_read(tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "ledger.md").read_text(encoding="utf-8")
+    (tmp_path / "site.yaml").write_text(guide.split("```yaml\n")[1].split("```")[0])
+    config = load_site_config(tmp_path / "site.yaml")
+    assert (config.name, config.rows.labels, config.person_field) == ("north-clinic", ("heart", "skin"), "patient")
+    assert config.model_fields_set == set(SiteConfig.model_fields)
 
 
 @pytest.mark.parametrize(
