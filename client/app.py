@@ -77,8 +77,9 @@ def _real(config: RunConfig, own: SiteConfig) -> tuple[AdaptedModel, Site]:
 
 def _run_config(flower_config: Mapping[str, object], own: SiteConfig | None) -> RunConfig:
     """Return the run config; a real site takes it as text only, as a path would be the coordinator's choice."""
-    if own is not None:
-        flower_config = {key: value for key, value in flower_config.items() if key == CONFIG_YAML}
+    text = flower_config.get(CONFIG_YAML)
+    if own is not None and not (isinstance(text, str) and text.strip()):
+        raise ConfigError(f"Flower's run config has no {CONFIG_YAML}; expected it at a real site, which opens no path.")
     return run_config_of(flower_config)
 
 

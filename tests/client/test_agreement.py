@@ -16,7 +16,7 @@ from client.site import read_site_rows
 from client.site_config import load_site_config
 from common.data.partition import PARTITIONERS
 from common.errors import DataError, PrivacyError
-from common.wire import DescribeRequest, Refusal, SiteDescription, TrainReply, header_bytes
+from common.wire import DescribeRequest, Refusal, SiteDescription, TrainReply, header_bytes, parse_header
 from tests.client.real_sites import PRIVATE, RealSite
 from tests.conftest import write_rows
 
@@ -163,6 +163,9 @@ def test_site_reads_no_file_that_flowers_run_config_names(make_site: MakeSite, t
     site = make_site()
     replies = []
     for name in (tmp_path / "absent.yaml", site.data, site.path):
-        site.flower_config = {"config-file": str(name)}
-        replies.append(asked(site))
-    assert len(set(replies)) == 1
+        for text in ({}, {"config-yaml": " "}, {"config-yaml": 7}):
+            site.flower_config = {"config-file": str(name), **text}
+            replies.append(asked(site))
+    (reply,) = {parse_header(header, SiteDescription) for header in replies}
+    assert isinstance(reply, Refusal)
+    assert reply.code == "config"
