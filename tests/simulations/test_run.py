@@ -59,7 +59,7 @@ def test_run_leaves_every_file_and_a_whole_summary(make_config: Callable[..., Ru
     assert summary == json.loads((folder / "summary.json").read_text())
     assert load_run_config(folder / "config.yaml") == config
     assert {path.name for path in folder.iterdir()} == {
-        "config.yaml", "metrics.jsonl", "summary.json", "adapter", "checkpoint",
+        "config.yaml", "metrics.jsonl", "summary.json", "MODEL_CARD.md", "adapter", "checkpoint",
     }  # fmt: skip
     assert summary["rounds"] == 3
     assert summary["sites"] == ["site 0", "site 1", "site 2"]
