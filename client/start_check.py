@@ -4,7 +4,7 @@ On random token rows, never on the site's data, with the real model and the real
 
 1. the clipped sum of per-example gradients equals one record, one backward pass, one clip at a time;
 2. no record moves the sum by more than the clip norm;
-3. a noisy step moves every trained parameter and nothing else;
+3. a noisy step moves every trained parameter and nothing else, and noise alone has its standard deviation;
 4. the adapter, packed and unpacked as it would travel, gives the same logits.
 
 (Flower leaves ``*_test.py`` out of an app bundle, hence the name of this module.)
@@ -13,6 +13,7 @@ On random token rows, never on the site's data, with the real model and the real
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from functools import lru_cache
@@ -39,6 +40,9 @@ ERROR_FP32, ERROR_OTHER = 1e-4, 0.05
 
 ERROR_CLIP = 1e-3
 """Largest accepted excess over the clip norm, which does not depend on what the base is held in."""
+
+NOISE_ERRORS = 6.0
+"""Standard errors that the measured deviation of the noise may be off."""
 
 _LENGTHS = ((9, 4, 6), (5, 5, 12))
 
@@ -119,7 +123,8 @@ def _step(model: AdaptedModel, config: RunConfig, rows: Sequence[TokenRow], clip
     )  # fmt: skip
     stream = CryptoStream(bytes(32))
     with DpStep(model.module, parameters, optimizer, mechanism, stream, model.base.family.batch_first) as step:
-        step.micro_batch(_losses(model, config, rows), len(rows))
+        if rows:
+            step.micro_batch(_losses(model, config, rows), len(rows))
         step.apply(len(rows))
     moved = subtract(before, model.state())
     model.load(before)
@@ -161,6 +166,9 @@ def _check_step(model: AdaptedModel, config: RunConfig) -> None:
         _expect(bool(value.any()) == (name in names), f"{name} {'did not move' if name in names else 'moved'}")
     for name, total in _frozen_sums(model).items():
         _expect(total == before[name], f"frozen {name} moved")
+    alone = torch.cat([value.flatten() for name, value in _step(model, config, [], 0.1, 2.0).items() if name in names])
+    deviation, slack = float(alone.double().std()) / 0.2, NOISE_ERRORS / math.sqrt(2 * len(alone))
+    _expect(abs(deviation - 1.0) < slack, f"the noise has {deviation:.3f} times its deviation")
 
 
 def _frozen_sums(model: AdaptedModel) -> dict[str, float]:

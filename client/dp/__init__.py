@@ -1,1 +1,1 @@
-"""Example-level differential privacy: Poisson sampling and the DP-SGD step."""
+"""Differential privacy for examples and persons: Poisson sampling and the DP-SGD step."""

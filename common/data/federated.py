@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -122,9 +121,3 @@ def _cap_test(test: dict[str, list[Example]], most: int, seed: int) -> dict[str,
         site, row = flat[int(index)]
         capped.setdefault(site, []).append(test[site][row])
     return capped
-
-
-def label_counts(rows: Rows, labels: int) -> list[int]:
-    """Number of rows of each label index."""
-    counts = Counter(example.label for example in rows)
-    return [counts[index] for index in range(labels)]

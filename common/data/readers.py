@@ -109,7 +109,7 @@ def _read_hub(source: str, data: DataConfig) -> Iterator[Row]:
         import datasets
     except ImportError:
         raise DataError(
-            f"{source} needs the package 'datasets'; expected it installed. Run: pip install 'fedtune[hub]'."
+            f"{source} needs the package 'datasets'; expected it installed. Run: pip install -e '.[hub]'."
         ) from None
     name, _, split = hub_id(source).partition("#")
     datasets.disable_progress_bars()

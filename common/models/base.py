@@ -237,7 +237,7 @@ def _four_bit(device: torch.device) -> dict[str, Any]:
     except ImportError:
         raise ModelError(
             "model.quantization '4bit' needs the package 'bitsandbytes'; expected it installed. "
-            "Run: pip install 'fedtune[quantization]'."
+            "Run: pip install -e '.[quantization]'."
         ) from None
     make: Any = transformers.BitsAndBytesConfig
     quantization = make(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)

@@ -1,1 +1,1 @@
-"""Privacy accounting, planning and the claim that follows from a mechanism."""
+"""Privacy accounting, planning and the claim that follows from a run config."""

@@ -14,8 +14,8 @@ from common.config.run import RunConfig
 from common.privacy.planning import Mechanism
 
 HOPELESS, POOR = 1.0, 5.0
-"""Below these signal-to-noise ratios a plan cannot learn, or learns little: gradients of a batch are far from aligned,
-so that the true ratio is some five times lower."""
+"""Below these signal-to-noise ratios expect hardly anything, or little. Gradients of a batch are far from aligned, so
+that the true ratio is lower; along the direction of the signal alone the noise is √d times smaller. A rule of thumb."""
 LOW_RATE, SMALL_SITE = 0.02, 100
 
 
@@ -60,7 +60,7 @@ def advise(
     if num_parameters is not None:
         ratio = signal_to_noise(mechanism, config.federation.rounds, num_parameters, num_sites)
         if ratio < POOR:
-            verdict = "cannot learn" if ratio < HOPELESS else "will learn little"
+            verdict = "will hardly learn" if ratio < HOPELESS else "will learn little"
             enough = math.ceil(num_units * POOR / ratio)
             found.append(
                 f"At best the signal is {ratio:.1f} times the noise over the run, so it {verdict}. Any of these would "

@@ -80,10 +80,14 @@ def _local_limits(config: RunConfig) -> str:
         )
     else:
         limits = (
-            "The number of records of a site is taken as public. A person with k records is protected as a group of k "
-            "(about k ε), and a record held at several sites once for each of them: those budgets add up."
+            "The number of records of a site is taken as public. A person with k records is protected as a group of k: "
+            "by k ε and δ (e^(k ε) - 1) / (e^ε - 1), which is little from two or three on. A record held at several "
+            "sites is protected once for each of them: those budgets add up."
         )
-    limits += " That a site takes part is not hidden."
+    limits += (
+        " That a site takes part is not hidden, nor how long it takes, nor that it fails or refuses. All this presumes "
+        "that the site runs code it installed or verified itself."
+    )
     if privacy.release_loss:
         limits += (
             f" A noisy training loss (each cut to {privacy.loss_bound:g} nats) leaves each site and is part of this "

@@ -20,5 +20,5 @@ def expect_installed(packages: Sequence[str] = NEEDED) -> None:
     if missing:
         raise ConfigError(
             f"the audit needs {', '.join(missing)}, not installed; expected the extra 'audit'. "
-            "Run: pip install 'fedtune[audit]'."
+            "Run: pip install -e '.[audit]'."
         )

@@ -79,6 +79,11 @@ def plant(patch: pytest.MonkeyPatch, fault: str) -> None:
         for parameter in self.params:
             parameter.grad.zero_()
 
+    def half_noise(self: Optimizer) -> None:
+        self.noise_multiplier /= 2
+        noise(self)
+        self.noise_multiplier *= 2
+
     def corrupt(*arguments: Any) -> Any:
         return {name: value + 1e-2 for name, value in decode(*arguments).items()}
 
@@ -88,13 +93,23 @@ def plant(patch: pytest.MonkeyPatch, fault: str) -> None:
         "records mixed": (client.dp.capture, "_leave", mixed),
         "gradient lost": (client.dp.capture, "_leave", lost),
         "nothing moves": (Optimizer, "add_noise", no_noise),
+        "half noise": (Optimizer, "add_noise", half_noise),
         "corrupt packing": (client.start_check, "decode", corrupt),
     }
     patch.setattr(*target[fault])
 
 
 @pytest.mark.parametrize(
-    "fault", ["no clipping", "twice the clip", "records mixed", "gradient lost", "nothing moves", "corrupt packing"]
+    "fault",
+    [
+        "no clipping",
+        "twice the clip",
+        "records mixed",
+        "gradient lost",
+        "nothing moves",
+        "half noise",
+        "corrupt packing",
+    ],
 )
 def test_planted_fault_is_caught(
     make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, fault: str
