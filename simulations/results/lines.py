@@ -98,7 +98,14 @@ GRIDS: dict[str, Grid] = {
     ),
 }
 
+_BERT, _HEAD = ("model.pooling=family",), "training.lr=0.03"
+
 TABLES: dict[str, tuple[Line, ...]] = {
     "product-reviews": (Line("FedIT, no DP", "product-reviews"),),
+    "pooling": (
+        Line("head only on BERT's own pooling, no DP", "product-reviews-dp", (*_BERT, "privacy={unit: none}", _HEAD)),
+        Line("head only on BERT's own pooling, ε = 8", "product-reviews-dp", _BERT),
+        Line("head only on the mean, ε = 8", "product-reviews-dp"),
+    ),
     "medquad-tiny": (Line("FedIT, no DP", "medquad-tiny"),),
 }
