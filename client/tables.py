@@ -54,8 +54,12 @@ def ledger_tables(report: dict[str, Any]) -> Iterator[Table | str]:
         + ([_number(row["epsilon_left"]), _number(row["rounds_left_like_the_last"])] if capped else [])
         for row in report["datasets"]
     ]  # fmt: skip
+    if not datasets:
+        yield f"{title}: nothing was charged yet."
+        yield f"{report['events']} events, chain unbroken, head {report['head']}"
+        return
     yield _table(title, columns, datasets)
-    if capped and datasets:
+    if capped:
         yield "* whole rounds like the last one. Datasets that share a record or person share what was spent."
     runs = [
         [row["run"][:_SHORT], row["dataset"][:_SHORT], _span(row["rounds"]), str(len(row["without_release"])),
@@ -63,11 +67,8 @@ def ledger_tables(report: dict[str, Any]) -> Iterator[Table | str]:
          _number(row["epsilon_alone"]), row["last"]]
         for row in report["runs"]
     ]  # fmt: skip
-    yield _table(
-        "runs",
-        ["run", "dataset", "rounds", "unreleased", "unit", "steps", "noise", "rate", "ε alone", "last"],
-        runs,
-    )
+    yield _table("runs", ["run", "data", "rounds", "open", "unit", "steps", "σ", "q", "ε alone", "last"], runs)
+    yield "open: rounds charged without a release. σ: noise multiplier. q: sample rate."
     yield f"{report['events']} events, chain unbroken, head {report['head']}"
 
 

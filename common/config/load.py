@@ -90,7 +90,9 @@ def validate_section(model: type[Whole], document: Document) -> Whole:
     try:
         return model.model_validate(document.values)
     except ValidationError as error:
-        raise ConfigError(_explain(error.errors(include_url=False)[0], document, model)) from None
+        found = error.errors(include_url=False)
+        misspelt = [detail for detail in found if detail["type"] == "extra_forbidden"]
+        raise ConfigError(_explain((misspelt or found)[0], document, model)) from None
 
 
 def dump_run_config(config: RunConfig) -> str:

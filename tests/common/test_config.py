@@ -149,3 +149,8 @@ def test_schema_lists_every_section(make_config: Callable[..., RunConfig]) -> No
     schema = RunConfig.model_json_schema()
     assert set(schema["properties"]) == set(RunConfig.model_fields)
     assert schema["additionalProperties"] is False
+
+
+def test_misspelt_key_is_named_before_what_is_missing_for_it() -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'data\.taskk'; did you mean 'task'"):
+        parse_run_config("model: {source: m}\ndata: {taskk: classification, train: t, labels: [a, b]}\n", "test", None)
