@@ -13,6 +13,7 @@ import torch
 from scipy.stats import binom
 from typer.testing import CliRunner
 
+import client.answers
 import simulations.cli
 from common.config.run import RunConfig
 from common.data.federated import FederatedData, load_federated_data
@@ -185,7 +186,7 @@ def test_membership_of_apart_scores_is_certain_and_of_alike_ones_chance() -> Non
 
 
 def test_missing_package_is_named_with_the_command_that_installs_it() -> None:
-    with pytest.raises(ConfigError, match=r"no_such_package.*pip install 'fedtune\[audit\]'"):
+    with pytest.raises(ConfigError, match=r"no_such_package.*pip install -e '\.\[audit\]'"):
         expect_installed(("scipy", "no_such_package"))
 
 
@@ -240,7 +241,8 @@ def test_command_prints_the_table_and_refuses_when_the_noise_is_missing(
     sound = CliRunner().invoke(simulations.cli.app, [*arguments, str(tmp_path / "sound")])
     assert sound.exit_code == 0, sound.output
     assert "none (∞)" in sound.output
-    # The mutant that an audit is for: a run that claims ε = 1 and whose noise is zero.
+    # The mutant that an audit is for: a run that claims ε = 1 and whose noise is zero. (The self-test would see it.)
+    monkeypatch.setattr(client.answers, "self_test", lambda *_: None)
     monkeypatch.setattr(CryptoStream, "normal", lambda self, shape: torch.zeros(tuple(shape), dtype=torch.float64))
     broken = CliRunner().invoke(simulations.cli.app, [*arguments, str(tmp_path / "broken"), "--json"])
     assert broken.exit_code == 1, broken.output

@@ -162,13 +162,19 @@ def test_schema_is_json_and_versions_are_printed() -> None:
         assert "Usage" in runner.invoke(module.app, ["--help"]).stdout
 
 
+def _heed_ctrl_c() -> None:
+    """Undo what a shell does to jobs in the background, whose children ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_leaves_a_checkpoint_that_resume_completes(config: Path, tmp_path: Path) -> None:
     edited(config, "rounds: 2", "rounds: 40")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "simulations.cli", "run", str(config), "--out"]
     process = subprocess.Popen(
-        [*command, str(tmp_path / "cut")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+        [*command, str(tmp_path / "cut")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        preexec_fn=_heed_ctrl_c,
+    )  # fmt: skip
     try:
         deadline = time.monotonic() + 120
         state = tmp_path / "cut" / "checkpoint" / "state.json"
