@@ -1,4 +1,4 @@
-"""What a run guarantees, for whom and trusting whom, generated from the mechanism.
+"""What a run guarantees, for whom and trusting whom, generated from the run config.
 
 ===========  ==========================  ====================================  ==================================
 unit         protected                   against                               trusting
