@@ -12,11 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from common.config.privacy import LARGEST_CLIP_NORM, SMALLEST_CLIP_NORM
 from common.privacy.planning import Mechanism
 from common.randomness import CryptoStream
 
-SMALLEST_NORM, LARGEST_NORM = 1e-8, 1e8
-"""Range of an adaptive clip norm."""
 LARGEST_LOSS = 1e6
 """Largest released loss, in nats; noise beyond it is cut, so that no answer falls out of the wire's range."""
 
@@ -67,7 +66,7 @@ def _exact(value: Tensor) -> torch.dtype:
     return torch.float32 if value.device.type == "mps" else torch.float64
 
 
-class ClipNorm:
+class MovingClip:
     """The clip norm C of a mechanism, and how it moves.
 
     Adaptive clipping (Andrew et al. 1905.03871, algorithm 1) multiplies C by exp(-η (b̃ - γ)) after every step, where b̃
@@ -99,7 +98,7 @@ class ClipNorm:
         noisy = self._count + 0.5 * self._mechanism.quantile_noise * float(stream.normal((1,)))
         share = noisy / self._mechanism.expected_batch_size + 0.5
         moved = self.value * math.exp(max(-20.0, min(20.0, -self._lr * (share - self._quantile))))
-        self.value = min(LARGEST_NORM, max(SMALLEST_NORM, moved))
+        self.value = min(LARGEST_CLIP_NORM, max(SMALLEST_CLIP_NORM, moved))
         self._count = 0.0
 
 

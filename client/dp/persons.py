@@ -16,10 +16,11 @@ class PersonSums:
     """Folds per-row gradients and losses into per-person ones."""
 
     def __init__(self) -> None:
-        self._person: int | None = None
-        self._gradients: list[Tensor] = []
-        self._loss = torch.zeros(1, dtype=torch.float64)
-        self._rows = 0
+        self._hold(None, [], torch.zeros(1, dtype=torch.float64), 0)
+
+    def _hold(self, person: int | None, gradients: list[Tensor], loss: Tensor, rows: int) -> None:
+        """Keep what a person has so far; None where nobody is held back."""
+        self._person, self._gradients, self._loss, self._rows = person, gradients, loss, rows
 
     def fold(self, gradients: Sequence[Tensor], losses: Tensor, persons: Sequence[int]) -> tuple[list[Tensor], Tensor]:
         """Take a micro-batch and return what is complete: gradients [P, ...] and mean losses [P].
@@ -43,9 +44,7 @@ class PersonSums:
         elif self._person is not None:
             sums = [torch.cat([held, own]) for held, own in zip(self._gradients, sums, strict=True)]
             totals, rows = torch.cat([self._loss, totals]), torch.cat([torch.tensor([self._rows]), rows])
-        self._person = order[-1]
-        self._gradients = [own[-1:].clone() for own in sums]
-        self._loss, self._rows = totals[-1:].clone(), int(rows[-1])
+        self._hold(order[-1], [own[-1:].clone() for own in sums], totals[-1:].clone(), int(rows[-1]))
         return [own[:-1] for own in sums], totals[:-1] / rows[:-1]
 
     def flush(self) -> tuple[list[Tensor], Tensor] | None:
@@ -53,5 +52,5 @@ class PersonSums:
         if self._person is None:
             return None
         found = self._gradients, self._loss / self._rows
-        self.__init__()  # type: ignore[misc]
+        self._hold(None, [], torch.zeros(1, dtype=torch.float64), 0)
         return found

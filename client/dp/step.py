@@ -20,8 +20,17 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from client.dp.capture import Layers, NotCapturableError, capturable_layers, captured_gradients
-from client.dp.clipping import ClipNorm, ReleasedLoss, clip_factors, joint_norm, layer_groups, unit_norms, weighted_sum
+from client.dp.clipping import (
+    MovingClip,
+    ReleasedLoss,
+    clip_factors,
+    joint_norm,
+    layer_groups,
+    unit_norms,
+    weighted_sum,
+)
 from client.dp.persons import PersonSums
+from client.dp.rounding import rounding_margin
 from common.errors import PrivacyError
 from common.privacy.planning import Mechanism
 from common.randomness import CryptoStream
@@ -33,16 +42,19 @@ class _NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
     """Opacus' optimizer with clipping by groups, sums in float64 and noise from a cryptographic stream."""
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, groups: list[list[int]], clip: ClipNorm, stream: CryptoStream,
-        **settings: Any,
+        self, optimizer: torch.optim.Optimizer, groups: list[list[int]], clip: MovingClip, stream: CryptoStream,
+        margin: float, **settings: Any,
     ) -> None:  # fmt: skip
         super().__init__(optimizer, max_grad_norm=clip.value, loss_reduction="mean", **settings)
-        self._groups, self._clip, self._stream = groups, clip, stream
+        self._groups, self._clip, self._stream, self._margin = groups, clip, stream, margin
 
     def clip_and_accumulate(self) -> None:
-        """Add each unit's clipped gradient to ``summed_grad``; the L groups of a unit are clipped to C / √L each."""
+        """Add each unit's clipped gradient to ``summed_grad``.
+
+        The L groups of a unit are clipped to C / √L each, less the margin for rounding.
+        """
         gradients = self.grad_samples
-        bound = self._clip.value / len(self._groups) ** 0.5
+        bound = self._clip.value / (1.0 + self._margin) / len(self._groups) ** 0.5
         parts = unit_norms(gradients)
         for group in self._groups:
             norms = joint_norm([parts[position] for position in group])
@@ -90,7 +102,7 @@ class DpStep:
         noise: CryptoStream,
         batch_first: bool,
         capture: bool = True,
-        clip: ClipNorm | None = None,
+        clip: MovingClip | None = None,
         loss: ReleasedLoss | None = None,
     ) -> None:
         if not batch_first:
@@ -103,7 +115,7 @@ class DpStep:
         self._layers = _captured(module, parameters) if capture else None
         self._open = ExitStack()
         self._persons = PersonSums() if mechanism.unit == "user" else None
-        self._clip = ClipNorm(mechanism, quantile=0.5, lr=0.0) if clip is None else clip
+        self._clip = MovingClip(mechanism, quantile=0.5, lr=0.0) if clip is None else clip
         self._loss = ReleasedLoss(mechanism, bound=1.0) if loss is None else loss
         self._stream = noise
         names = list(self._parameters)
@@ -112,6 +124,7 @@ class DpStep:
             layer_groups(names) if mechanism.clipping == "per_layer" else [list(range(len(names)))],
             self._clip,
             noise,
+            rounding_margin(module, mechanism.expected_batch_size),
             noise_multiplier=mechanism.gradient_noise,
             expected_batch_size=mechanism.expected_batch_size,
         )

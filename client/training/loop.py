@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from client.dp.clipping import ClipNorm, ReleasedLoss
+from client.dp.clipping import MovingClip, ReleasedLoss
 from client.dp.sampling import poisson_batches, shuffled_batches
 from client.dp.step import DpStep
 from client.site import Site
@@ -125,11 +125,11 @@ def train_locally(
 
 def _side_answers(
     config: RunConfig, mechanism: Mechanism | None, clip_norm: float | None
-) -> tuple[ClipNorm | None, ReleasedLoss | None]:
+) -> tuple[MovingClip | None, ReleasedLoss | None]:
     if mechanism is None:
         return None, None
     privacy = config.privacy
-    clip = ClipNorm(mechanism, privacy.clip_quantile, privacy.clip_lr, clip_norm)
+    clip = MovingClip(mechanism, privacy.clip_quantile, privacy.clip_lr, clip_norm)
     return clip, ReleasedLoss(mechanism, privacy.loss_bound)
 
 
@@ -158,7 +158,7 @@ def _gradient_step(
     config: RunConfig,
     round_number: int,
     mechanism: Mechanism | None,
-    clip: ClipNorm | None,
+    clip: MovingClip | None,
     released: ReleasedLoss | None,
 ) -> AbstractContextManager[GradientStep]:
     if mechanism is None:

@@ -15,7 +15,8 @@ LOCAL_UNITS: tuple[Unit, ...] = ("example", "user")
 Epsilon = Annotated[float, Field(gt=0, le=1000)]
 Delta = Annotated[float, Field(gt=0, lt=0.5)]
 Noise = Annotated[float, Field(ge=1e-9, le=1e5)]
-ClipNorm = Annotated[float, Field(ge=1e-8, le=1e8)]
+SMALLEST_CLIP_NORM, LARGEST_CLIP_NORM = 1e-8, 1e8
+ClipNorm = Annotated[float, Field(ge=SMALLEST_CLIP_NORM, le=LARGEST_CLIP_NORM)]
 DEFAULT_EPSILON = 8.0
 _LARGEST_SHARES = 0.9
 

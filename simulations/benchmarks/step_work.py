@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from client.dp.clipping import ClipNorm
+from client.dp.clipping import MovingClip
 from client.dp.step import DpStep
 from client.training.loop import GradientStep, PlainStep
 from client.training.optimizers import make_optimizer
@@ -105,7 +105,7 @@ class StepWork:
 
     def _dp_step(self, *, capture: bool) -> DpStep:
         family, privacy = self._model.base.family, self._config.privacy
-        clip = ClipNorm(self._mechanism, privacy.clip_quantile, privacy.clip_lr)
+        clip = MovingClip(self._mechanism, privacy.clip_quantile, privacy.clip_lr)
         return DpStep(
             self._model.module, self._parameters, self._optimizer(), self._mechanism, self._noise,
             family.batch_first, capture=capture, clip=clip,

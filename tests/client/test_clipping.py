@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from client.dp.clipping import ClipNorm, ReleasedLoss, clip_factors, joint_norm, layer_groups, unit_norms, weighted_sum
+from client.dp.clipping import (
+    MovingClip,
+    ReleasedLoss,
+    clip_factors,
+    joint_norm,
+    layer_groups,
+    unit_norms,
+    weighted_sum,
+)
 from client.dp.persons import PersonSums
 from client.dp.step import DpStep
 from common.errors import PrivacyError
@@ -139,7 +147,7 @@ def test_answers_to_one_sample_cost_what_is_accounted() -> None:
 
 def test_adaptive_clip_norm_finds_the_quantile() -> None:
     rule = mechanism_of(clip=100.0, clipping="adaptive", quantile_share=0.05, expected=200.0)
-    clip = ClipNorm(rule, quantile=0.7, lr=0.2)
+    clip = MovingClip(rule, quantile=0.7, lr=0.2)
     norms = torch.rand(200, generator=torch.Generator().manual_seed(0)).double()
     for _ in range(200):
         clip.observe(norms)
@@ -152,7 +160,7 @@ def test_one_unit_moves_the_count_by_half_and_its_noise_is_as_accounted() -> Non
     stream = CryptoStream(KEY)
     logs = []
     for _ in range(4000):
-        clip = ClipNorm(rule, quantile=0.5, lr=1e-3)
+        clip = MovingClip(rule, quantile=0.5, lr=1e-3)
         clip.observe(torch.tensor([0.5]).double())
         clip.move(stream)
         logs.append(-math.log(clip.value) / 1e-3)
@@ -162,14 +170,14 @@ def test_one_unit_moves_the_count_by_half_and_its_noise_is_as_accounted() -> Non
 
 def test_clip_norm_stays_in_its_range() -> None:
     rule = mechanism_of(noise=1e4, clipping="adaptive", quantile_share=0.05, expected=1e-3)
-    clip = ClipNorm(rule, quantile=0.5, lr=1.0)
+    clip = MovingClip(rule, quantile=0.5, lr=1.0)
     for number in range(50):
         clip.move(CryptoStream(bytes([number] * 32)))
         assert 1e-8 <= clip.value <= 1e8
 
 
 def test_flat_clip_norm_does_not_move() -> None:
-    clip = ClipNorm(mechanism_of(clip=0.3), quantile=0.5, lr=0.2)
+    clip = MovingClip(mechanism_of(clip=0.3), quantile=0.5, lr=0.2)
     clip.observe(torch.ones(5).double())
     clip.move(CryptoStream(KEY))
     assert clip.value == 0.3

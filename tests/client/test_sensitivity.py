@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from client.dp.rounding import rounding_margin
 from client.dp.step import DpStep
 from common.config.run import RunConfig
 from common.data.batches import Collator, TokenRow, micro_batches
@@ -46,6 +47,14 @@ def clipped_sum(model: AdaptedModel, config: RunConfig, rows: list[TokenRow], si
     return dict(zip(parameters, optimizer.seen, strict=True))
 
 
+def strong_adapter(config: RunConfig) -> AdaptedModel:
+    """A model whose adapter has something to say, so that no gradient is zero."""
+    model = resident_model(config)
+    torch.manual_seed(1)
+    model.load({name: torch.randn_like(value) * 0.3 for name, value in model.state().items()})
+    return model
+
+
 @pytest.mark.parametrize(
     ("family", "task"),
     [("bert", "classification"), ("gpt2", "causal_lm"), ("llama", "causal_lm"), ("llama", "classification")],
@@ -55,11 +64,9 @@ def test_one_record_more_moves_the_sum_by_at_most_the_clip(
     make_config: Callable[..., RunConfig], family: str, task: str, clipping: str
 ) -> None:
     config = make_config(family, task, adapter={"target_modules": "all-linear"})
-    model = resident_model(config)
+    model = strong_adapter(config)
     if family == "gpt2":
         assert model.base.module.get_input_embeddings().weight is model.base.module.get_output_embeddings().weight
-    torch.manual_seed(1)
-    model.load({name: torch.randn_like(value) * 0.3 for name, value in model.state().items()})
     examples = load_federated_data(config.data, config.seed).train["site 0"]
     rows = sorted(TASKS[task].tokenise(examples, model.base.tokenizer, config.data), key=len)
     if task == "causal_lm":
@@ -73,3 +80,31 @@ def test_one_record_more_moves_the_sum_by_at_most_the_clip(
             with_one = clipped_sum(model, config, rows, size, **rule)
             moved = l2_norm(subtract(with_one, without))
             assert 0.1 * clip < moved <= clip * (1 + 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_rounding_of_hundreds_of_records_stays_within_the_margin(
+    make_config: Callable[..., RunConfig], family: str, dtype: str
+) -> None:
+    """What the rounding of all others adds is at most what clipping leaves, so that even aligned it is within C."""
+    config = make_config(family, "classification", adapter={"target_modules": "all-linear"}, model={"dtype": dtype})
+    model = strong_adapter(config)
+    draw = torch.Generator().manual_seed(3)
+    vocabulary = len(model.base.tokenizer)
+
+    def row(length: int) -> TokenRow:
+        label = torch.randint(len(config.data.labels or ()), (), generator=draw)
+        return TokenRow(torch.randint(vocabulary, (length,), generator=draw), label)
+
+    lengths = torch.randint(3, config.data.max_length, (220,), generator=draw).tolist()
+    rows = [*(row(length) for length in lengths), row(config.data.max_length)]
+    clip, expected = 0.01, 220.0
+    rule = {"clip": clip, "expected": expected}
+    with_one = clipped_sum(model, config, rows, 4, **rule)
+    without = clipped_sum(model, config, rows[:-1], 4, **rule)
+    cut_otherwise = clipped_sum(model, config, rows[:-1], 16, **rule)
+    assert expected * l2_norm(subtract(with_one, without)) <= clip * (1 + 1e-6)
+    rounding = expected * l2_norm(subtract(cut_otherwise, without)) / clip
+    assert 0.0 < rounding <= rounding_margin(model.module, expected)
