@@ -107,5 +107,9 @@ TABLES: dict[str, tuple[Line, ...]] = {
         Line("head only on BERT's own pooling, ε = 8", "product-reviews-dp", _BERT),
         Line("head only on the mean, ε = 8", "product-reviews-dp"),
     ),
+    "banking77-epochs": tuple(
+        Line(f"{label}, four rounds, ε = 8", "banking77-dp", (_LORA, _SGD, method, "data.max_test_rows=1500"))
+        for label, method in (("FFA-LoRA", _FFA), ("FedIT", _FEDIT))
+    ),
     "medquad-tiny": (Line("FedIT, no DP", "medquad-tiny"),),
 }
