@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,6 +19,9 @@ from common.config.run import RunConfig
 from common.console import INTERRUPTED, error_console, new_app, one_line_errors
 from common.quiet import quiet_dependencies
 
+if TYPE_CHECKING:
+    from simulations.engines.settings import EngineSettings
+
 app = new_app(
     "fedtune-sim",
     "Simulate a federation on this machine: the same round loop, trainer and wire format as a deployment.",
@@ -30,7 +33,10 @@ Overrides = Annotated[
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key; repeatable."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: as torch chooses.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="CPU threads, of each worker where there are several; default: the cores shared out."),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and log in detail.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -43,31 +49,42 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the run folder.")] = False,
     device: Device = "auto",
     threads: Threads = None,
+    engine: Annotated[
+        str, typer.Option(help="What computes the sites: inprocess, processes or ray. It cannot change results.")
+    ] = "inprocess",
+    workers: Annotated[
+        int | None, typer.Option(help="Processes or actors; default: one a GPU, else one a core, at most 8.")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Of a running Ray cluster, for engine ray.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the run folder alone.")] = False,
     debug: Debug = False,
 ) -> None:
     """Run a federation and leave adapter, metrics and summary in the run folder."""
     with one_line_errors(debug):
         _set_up(debug, threads)
+        from simulations.engines.settings import EngineSettings
         from simulations.run import new_run_folder, newest_run_folder
 
+        chosen = EngineSettings(engine, workers, threads, address)
         settings = load_run_config(config, overrides or ())
         runs = Path("runs")
         if out is None:
             folder = newest_run_folder(settings, runs) if resume else new_run_folder(settings, runs)
         else:
             folder = out
-        _run(settings, folder, config, resume=resume, device=device, quiet=quiet)
+        _run(settings, folder, config, engine=chosen, resume=resume, device=device, quiet=quiet)
 
 
-def _run(settings: RunConfig, folder: Path, config: Path, *, resume: bool, device: str, quiet: bool) -> None:
+def _run(
+    settings: RunConfig, folder: Path, config: Path, *, engine: EngineSettings, resume: bool, device: str, quiet: bool
+) -> None:
     from simulations.progress import LiveProgress, closing_tables
     from simulations.run import simulate
 
     console = Console(quiet=quiet)
     try:
         with LiveProgress(console) as progress:
-            summary = simulate(settings, folder, resume=resume, device=device, observer=progress)
+            summary = simulate(settings, folder, resume=resume, device=device, observer=progress, engine=engine)
     except KeyboardInterrupt:
         if (folder / "checkpoint" / "state.json").exists():
             remedy = f"The last complete round is kept. Go on with the same command and --resume --out {folder}."

@@ -1,53 +1,47 @@
-"""The virtual grid: a Flower Grid whose nodes are calls to the ClientApp in this process.
+"""The virtual grid: a Flower Grid whose nodes are virtual sites, handled by an engine.
 
-One message is handled at a time, when its reply is pulled, so that one update is in memory and Ctrl-C takes effect at
-once. What crosses is serialised by the wire format: neither side sees an object of the other.
+What crosses is the wire's header and payload as bytes: neither side sees an object of the other, wherever it runs.
+Replies come one after the other, as the engine has them, so that memory does not grow with the cohort.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from uuid import uuid4
+from collections.abc import Callable, Iterable, Iterator, Set
+from itertools import count
 
-from flwr.app import Context, Error, Message, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
-from common.flower_records import from_records
+from common.flower_records import from_records, to_records
+from simulations.engines.app_handler import FIRST_NODE_ID
+from simulations.engines.engine import Answer, Engine, Request
+from simulations.flower_internals import Run, empty_run, identify_process
 
-FIRST_NODE_ID = 1
+UNKNOWN_NODE, NODE_LOST = 0, 5
+"""Flower's codes of an error reply."""
 
 Watch = Callable[[int, bytes, bytes], None]
 """Told the node and the payloads of request and reply: what a coordinator sees on the wire."""
 
 
 class VirtualGrid(Grid):
-    """Delivers messages to a ClientApp by calling it.
+    """Delivers messages to the virtual sites behind an engine.
 
     Args:
-        client_app: handles the messages of every node.
+        engine: has the messages handled. Whoever made it closes it.
         nodes: number of virtual nodes.
-        run_config: Flower's run config, as a bundle would carry it.
-        device: put into every node's config.
         watch: called after every reply.
     """
 
-    def __init__(
-        self, client_app: ClientApp, nodes: int, run_config: dict[str, str], device: str = "auto",
-        watch: Watch | None = None,
-    ) -> None:  # fmt: skip
-        self._app = client_app
+    def __init__(self, engine: Engine, nodes: int, watch: Watch | None = None) -> None:
+        self._engine = engine
         self._nodes = nodes
-        self._run_config = run_config
-        self._device = device
         self._watch = watch
-        self._queue: deque[Message] = deque()
-        self._run = Run.create_empty(run_id=1)
-        # Flower's Message reads these when it is made or answered; a SuperNode would set them.
-        TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+        self._tickets = count(1)
+        self._waiting: dict[int, Message] = {}
+        self._unclaimed: dict[str, Message] = {}
+        self._run = empty_run()
+        identify_process()
 
     def set_run(self, run: Run) -> None:
         """Set the run, as Flower's own grids are told theirs."""
@@ -74,43 +68,52 @@ class VirtualGrid(Grid):
         return range(FIRST_NODE_ID, FIRST_NODE_ID + self._nodes)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Queue messages and return their ids."""
-        ids = []
+        """Hand messages to the engine and return their ids."""
+        ids, requests = [], []
         for message in messages:
-            message.metadata.__dict__["_message_id"] = str(uuid4())
-            self._queue.append(message)
-            ids.append(message.metadata.message_id)
+            ticket = next(self._tickets)
+            message.metadata.__dict__["_message_id"] = str(ticket)
+            ids.append(str(ticket))
+            node = message.metadata.dst_node_id - FIRST_NODE_ID
+            if 0 <= node < self._nodes:
+                self._waiting[ticket] = message
+                requests.append(Request(ticket, node, message.metadata.message_type, *from_records(message.content)))
+            else:
+                self._unclaimed[str(ticket)] = Message(Error(UNKNOWN_NODE, "unknown node"), reply_to=message)
+        self._engine.submit(requests)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Handle the oldest queued message among ``message_ids`` and return its reply, if there is one."""
-        wanted = set(message_ids)
-        for _ in range(len(self._queue)):
-            message = self._queue.popleft()
-            if message.metadata.message_id in wanted:
-                return [self._handle(message)]
-            self._queue.append(message)
-        return []
+        """Return the replies to ``message_ids`` that are there, waiting for the first.
+
+        Nothing is returned only where none of them is outstanding: a virtual site is never late.
+        """
+        wanted = message_ids if isinstance(message_ids, Set) else set(message_ids)
+        while True:
+            found = [self._unclaimed.pop(known) for known in [*self._unclaimed] if known in wanted]
+            if found or not self._waiting:
+                return found
+            answers = self._engine.collect()
+            if not answers:
+                return []
+            for answer in answers:
+                self._unclaimed[str(answer.ticket)] = self._reply(answer)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """Yield the reply to each message, handled when it is asked for."""
-        for message_id in self.push_messages(messages):
-            yield from self.pull_messages([message_id])
+        """Yield the reply to each message as it arrives."""
+        waiting = set(self.push_messages(messages))
+        while waiting:
+            replies = self.pull_messages(waiting)
+            if not replies:
+                return
+            for reply in replies:
+                waiting.discard(reply.metadata.reply_to_message_id)
+                yield reply
 
-    def _handle(self, message: Message) -> Message:
-        node = message.metadata.dst_node_id
-        context = Context(
-            run_id=1,
-            node_id=node,
-            node_config={
-                "partition-id": node - FIRST_NODE_ID, "num-partitions": self._nodes, "device": self._device,
-            },
-            state=RecordDict(),
-            run_config=dict(self._run_config),
-        )  # fmt: skip
-        if not FIRST_NODE_ID <= node < FIRST_NODE_ID + self._nodes:
-            return Message(Error(code=0, reason="unknown node"), reply_to=message)
-        reply = self._app(message, context)
-        if self._watch is not None and reply.has_content():
-            self._watch(node, from_records(message.content)[1], from_records(reply.content)[1])
-        return reply
+    def _reply(self, answer: Answer) -> Message:
+        message = self._waiting.pop(answer.ticket)
+        if answer.failure is not None:
+            return Message(Error(NODE_LOST, answer.failure), reply_to=message)
+        if self._watch is not None:
+            self._watch(message.metadata.dst_node_id, from_records(message.content)[1], answer.payload)
+        return Message(to_records(answer.header, answer.payload), reply_to=message)

@@ -1,24 +1,22 @@
-"""A federation in this process: the deployment's own coordinator and site code on a virtual grid."""
+"""A virtual federation: the deployment's own coordinator and site code on a virtual grid and an engine."""
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import client.app
-from common.config.load import dump_run_config
 from common.config.run import RunConfig
 from common.data.federated import load_federated_data
 from common.errors import RunError
 from common.models.resident import resident_model
 from common.run_folder import RunFolder
-from common.run_source import CONFIG_YAML
 from server.events import Observer
 from server.federation import RunSettings, run_federation
 from simulations.check import expect_sound
+from simulations.engines.catalog import open_engine
+from simulations.engines.settings import EngineSettings
 from simulations.grid import VirtualGrid, Watch
-
-ENGINE = "inprocess"
 
 
 def simulate(
@@ -29,6 +27,7 @@ def simulate(
     device: str = "auto",
     observer: Observer | None = None,
     watch: Watch | None = None,
+    engine: EngineSettings | None = None,
 ) -> dict[str, Any]:
     """Run ``config`` with one virtual node a site and return the summary.
 
@@ -39,15 +38,17 @@ def simulate(
         device: to compute on.
         observer: told what happens.
         watch: told what passes between coordinator and sites.
+        engine: what computes the sites' replies; by default this process. It cannot change results.
 
     Raises:
         FedtuneError: for whatever keeps it from running.
     """
     data = load_federated_data(config.data, config.seed)
-    expect_sound(config, data, resident_model(config, device))
-    grid = VirtualGrid(client.app.app, len(data.sites), {CONFIG_YAML: dump_run_config(config)}, device, watch)
-    settings = RunSettings(RunFolder(folder), resume=resume, device=device, engine=ENGINE)
-    return run_federation(grid, config, settings, observer)
+    chosen = engine or EngineSettings()
+    with closing(open_engine(chosen, config, len(data.sites), device)) as running:
+        expect_sound(config, data, resident_model(config, device))
+        settings = RunSettings(RunFolder(folder), resume=resume, device=device, engine=chosen.label())
+        return run_federation(VirtualGrid(running, len(data.sites), watch), config, settings, observer)
 
 
 def new_run_folder(config: RunConfig, runs: Path) -> Path:

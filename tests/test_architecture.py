@@ -25,12 +25,14 @@ WALLS = {
         "server/federation.py",
         "common/flower_records.py",
         "simulations/grid.py",
+        "simulations/flower_internals.py",
+        "simulations/engines/app_handler.py",  # calls the ClientApp, as a SuperNode would
     },
     "opacus": {"client/dp/step.py", "common/privacy/accounting.py", "simulations/benchmarks/ghost.py"},
     "peft": {"common/models/adapter.py"},
     "grpc": set(),
 }
-FLWR_INTERNALS = {"simulations/grid.py"}
+FLWR_INTERNALS = {"simulations/flower_internals.py"}
 MODULES = sorted(path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 

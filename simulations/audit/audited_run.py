@@ -19,7 +19,7 @@ from server.checkpoint import load_checkpoint
 from server.events import Observer
 from simulations.audit.canaries import Canaries
 from simulations.audit.scores import Scores, Watched, row_losses, tokenised, white_box_scores
-from simulations.grid import FIRST_NODE_ID
+from simulations.engines.app_handler import FIRST_NODE_ID
 from simulations.run import simulate
 
 

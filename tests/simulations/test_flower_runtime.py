@@ -28,6 +28,8 @@ from client.app import app as client_app
 from common.config.load import parse_run_config
 from common.errors import ConfigError
 from common.quiet import quiet_dependencies
+from simulations.engines.app_handler import AppHandler
+from simulations.engines.inprocess import InProcessEngine
 from simulations.grid import VirtualGrid
 from simulations.run import simulate
 from tests.conftest import config_text
@@ -87,7 +89,7 @@ def test_bundle_is_below_the_limit_of_flower(bundle: Path) -> None:
 def test_server_app_failure_is_an_exception_which_flower_counts_as_failed(tmp_path: Path) -> None:
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={"out": str(tmp_path)})
     with pytest.raises(ConfigError, match="neither"):
-        server.app.app(VirtualGrid(client_app, SITES, {}), context)
+        server.app.app(VirtualGrid(InProcessEngine(AppHandler(client_app, SITES, {})), SITES), context)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,9 @@ from common.errors import DataError, FedtuneError
 from common.run_folder import RunFolder
 from common.run_source import CONFIG_YAML
 from server.federation import RunSettings, run_federation
-from simulations.grid import FIRST_NODE_ID, VirtualGrid
+from simulations.engines.app_handler import FIRST_NODE_ID, AppHandler
+from simulations.engines.inprocess import InProcessEngine
+from simulations.grid import VirtualGrid
 from tests.conftest import LABELS, label_rows, write_rows
 
 ROWS = (137, 211, 173)
@@ -60,7 +62,8 @@ class Sites:
         self._paths = [self._make(number) for number in range(len(ROWS))]
 
     def federate(self) -> None:
-        grid = VirtualGrid(self._answer, len(ROWS), {CONFIG_YAML: dump_run_config(self.config)}, "cpu")  # type: ignore[arg-type]
+        handler = AppHandler(self._answer, len(ROWS), {CONFIG_YAML: dump_run_config(self.config)}, "cpu")
+        grid = VirtualGrid(InProcessEngine(handler), len(ROWS))
         run_federation(grid, self.config, RunSettings(RunFolder(self.folder / "run"), device="cpu"))
 
     def data(self, number: int) -> Path:

@@ -14,19 +14,20 @@ import transformers
 from safetensors.torch import load_file
 
 import client.app
-from common.config.load import dump_run_config, load_run_config
+from common.config.load import load_run_config
 from common.config.run import RunConfig
 from common.data.federated import load_federated_data
 from common.errors import ConfigError, DataError, RunError
 from common.evaluation import Evaluator
 from common.models.resident import resident_model
 from common.run_folder import RunFolder
-from common.run_source import CONFIG_YAML
 from common.tasks.catalog import TASKS
 from server.events import Observer
 from server.federation import RunSettings, run_federation
 from server.rounds import Outcome
 from simulations.check import check_run
+from simulations.engines.catalog import open_engine
+from simulations.engines.settings import EngineSettings
 from simulations.grid import VirtualGrid
 from simulations.run import new_run_folder, newest_run_folder, simulate
 
@@ -211,7 +212,7 @@ def test_strategy_runs_in_flowers_own_loop(make_config: Callable[..., RunConfig]
 
     config = make_config()
     simulate(config, tmp_path / "ours")
-    grid = VirtualGrid(client.app.app, 3, {CONFIG_YAML: dump_run_config(config)})
+    grid = VirtualGrid(open_engine(EngineSettings(), config, 3), 3)
     caught: list[FederatedTuning] = []
 
     def flowers_start(self: FederatedTuning, grid: VirtualGrid, **_: Any) -> Any:

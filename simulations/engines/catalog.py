@@ -1,0 +1,71 @@
+"""The engines by name, and how one is made for a run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from common.config.load import dump_run_config
+from common.config.run import RunConfig
+from common.errors import ConfigError
+from simulations.engines.engine import Engine
+from simulations.engines.inprocess import InProcessEngine
+from simulations.engines.processes import ProcessEngine
+from simulations.engines.settings import EngineSettings, WorkerSettings, device_of
+from simulations.engines.site_handler import site_handler
+
+
+def open_engine(settings: EngineSettings, config: RunConfig, nodes: int, device: str = "auto") -> Engine:
+    """Return an engine for the virtual sites of a run; whoever takes it closes it.
+
+    Workers load their model while the caller goes on.
+
+    Args:
+        settings: which, and how large.
+        config: the run config.
+        nodes: number of virtual sites.
+        device: to compute on.
+
+    Raises:
+        ConfigError: for an unknown engine, or one that cannot be had.
+    """
+    try:
+        make = ENGINES[settings.name]
+    except KeyError:
+        raise ConfigError(f"--engine is {settings.name!r}; expected one of {', '.join(ENGINES)}.") from None
+    return make(settings, dump_run_config(config), nodes, device)
+
+
+def _in_process(settings: EngineSettings, config_yaml: str, nodes: int, device: str) -> Engine:
+    return InProcessEngine(site_handler(config_yaml, nodes, device))
+
+
+def _processes(settings: EngineSettings, config_yaml: str, nodes: int, device: str) -> Engine:
+    return ProcessEngine(settings.size, _worker_settings(settings, config_yaml, nodes, device))
+
+
+def _ray(settings: EngineSettings, config_yaml: str, nodes: int, device: str) -> Engine:
+    from simulations.engines.ray_engine import RayEngine
+
+    each = _worker_settings(settings, config_yaml, nodes, device)
+    # Ray shows every actor its own GPU alone, so that each finds it as the first.
+    own = (lambda _: each(0)) if device == "auto" else each
+    return RayEngine(settings.size, own, settings.threads_each, settings.address)
+
+
+def _worker_settings(
+    settings: EngineSettings, config_yaml: str, nodes: int, device: str
+) -> Callable[[int], WorkerSettings]:
+    level = logging.getLogger().getEffectiveLevel()
+
+    def of(number: int) -> WorkerSettings:
+        return WorkerSettings(config_yaml, nodes, device_of(device, number), settings.threads_each, level)
+
+    return of
+
+
+ENGINES: dict[str, Callable[[EngineSettings, str, int, str], Engine]] = {
+    "inprocess": _in_process,
+    "processes": _processes,
+    "ray": _ray,
+}
