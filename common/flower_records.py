@@ -14,8 +14,9 @@ def to_records(header: bytes, payload: bytes = b"") -> RecordDict:
     """Put a header, and a payload where there is one, into records."""
     records = RecordDict({HEADER: ConfigRecord({"json": header})})
     if payload:
-        array = Array(dtype="uint8", shape=(len(payload),), stype=_STYPE, data=payload)
-        records[PAYLOAD] = ArrayRecord({PAYLOAD: array})
+        arrays = ArrayRecord()  # which copies the Array when it is made from one
+        arrays[PAYLOAD] = Array(dtype="uint8", shape=(len(payload),), stype=_STYPE, data=payload)
+        records[PAYLOAD] = arrays
     return records
 
 
@@ -25,14 +26,14 @@ def from_records(records: RecordDict) -> tuple[bytes, bytes]:
     Raises:
         WireError: for records that :func:`to_records` did not make.
     """
-    header = records.config_records.get(HEADER)
-    content = header.get("json") if header is not None else None
+    # Not through config_records and array_records, which build a dictionary of all records at every call.
+    header, arrays = records.get(HEADER), records.get(PAYLOAD)
+    content = header.get("json") if isinstance(header, ConfigRecord) else None
     if not isinstance(content, bytes):
         raise WireError("message has no fedtune header; expected one. Is the other side fedtune?")
-    arrays = records.array_records.get(PAYLOAD)
     if arrays is None:
         return content, b""
-    array = arrays.get(PAYLOAD)
-    if array is None or len(arrays) != 1 or array.stype != _STYPE or array.dtype != "uint8":
+    array = arrays.get(PAYLOAD) if isinstance(arrays, ArrayRecord) else None
+    if not isinstance(array, Array) or len(arrays) != 1 or array.stype != _STYPE or array.dtype != "uint8":
         raise WireError("message has a payload of another kind; expected one packed array.")
     return content, array.data

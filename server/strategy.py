@@ -31,6 +31,16 @@ from server.transport import exchange
 
 logger = logging.getLogger(__name__)
 
+ERRORS = {
+    1: "the ClientApp could not be loaded",
+    2: "the ClientApp raised",
+    3: "the message expired",
+    4: "the reply expired",
+    5: "the node was lost, or died at work",
+    8: "the ClientApp crashed",
+}
+"""What Flower's codes mean. Its own texts may quote what a site's code said, so they are not recorded."""
+
 RoundDone = Callable[[int, Tensors, float | None, dict[str, Any]], None]
 
 
@@ -170,7 +180,8 @@ class FederatedTuning(Strategy):
         if site not in current.cohort:
             return
         if reply.has_error():
-            outcome = current.fail(site, "failed", f"Flower error {reply.error.code}")
+            code = reply.error.code
+            outcome = current.fail(site, "failed", f"Flower error {code}: {ERRORS.get(code, 'no known kind')}")
         else:
             try:
                 header, payload = from_records(reply.content)

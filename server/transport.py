@@ -27,7 +27,7 @@ def exchange(grid: Grid, messages: Mapping[str, Message], timeout_s: float) -> I
     waiting = dict(zip(sent, messages, strict=True))
     deadline = time.monotonic() + timeout_s
     while waiting:
-        replies = list(grid.pull_messages(list(waiting)))
+        replies = list(grid.pull_messages(waiting.keys()))
         for reply in replies:
             key = waiting.pop(reply.metadata.reply_to_message_id, None)
             if key is not None:
