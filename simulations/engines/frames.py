@@ -16,7 +16,7 @@ _PREFIX = struct.Struct("<BQIIQ")
 
 SETTINGS, READY, BATCH, QUERY, TRAIN, ANSWER, FAILURE = range(7)
 """Kinds of frames. SETTINGS: what the worker is for. READY: it has loaded its model. BATCH: that many requests follow.
-QUERY, TRAIN: a request. ANSWER: of a ticket. FAILURE: why there is none, or, of ticket 0, why the worker cannot start."""
+QUERY, TRAIN: a request. ANSWER: of a ticket. FAILURE: why there is none; of ticket 0, why the worker cannot start."""
 
 KINDS = {"query": QUERY, "train": TRAIN}
 _NAMES = {number: name for name, number in KINDS.items()}

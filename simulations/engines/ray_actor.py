@@ -37,6 +37,8 @@ class SiteActor:
     def handle(self, requests: Sequence[bytes]) -> list[bytes]:
         """Answer a batch."""
         if self._handler is None:
-            return [Frame(FAILURE, unpack(data).ticket, header=b"the actor was not started").pack() for data in requests]
+            return [
+                Frame(FAILURE, unpack(data).ticket, header=b"the actor was not started").pack() for data in requests
+            ]
         answers = self._handler.handle([unpack(data).request() for data in requests])
         return [Frame.of(answer).pack() for answer in answers]

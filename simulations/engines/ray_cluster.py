@@ -71,7 +71,8 @@ class RayCluster:
             where = f"--address {address!r} cannot be used" if address else "Ray does not start"
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ConfigError(
-                f"{where} ({first[:160]}); expected a running cluster, or no --address. Start one with: ray start --head."
+                f"{where} ({first[:160]}); expected a running cluster, or no --address. "
+                "Start one with: ray start --head."
             ) from None
         resources = self.ray.cluster_resources()
         if resources.get("CPU", 0) < workers:

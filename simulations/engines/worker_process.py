@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from simulations.engines.engine import Answer, Request
@@ -48,10 +49,8 @@ class WorkerProcess:
                 command, env=env, pass_fds=[theirs.fileno()], process_group=0,
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             )  # fmt: skip
-        try:
+        with suppress(OSError):  # of one that is dead already, which the first read finds
             send_frame(self._connection, Frame(SETTINGS, header=settings.pack()))
-        except OSError:
-            pass  # it is dead already, which the first read finds
 
     def fileno(self) -> int:
         """Return the socket's file descriptor, for a selector."""

@@ -99,9 +99,7 @@ def test_site_that_refuses_answers_with_a_refusal(bench: Bench) -> None:
     assert answer.failure is None
 
 
-def test_run_ends_on_the_same_adapter(
-    bench: Bench, config_of: Callable[[bool], RunConfig], tmp_path: Path
-) -> None:
+def test_run_ends_on_the_same_adapter(bench: Bench, config_of: Callable[[bool], RunConfig], tmp_path: Path) -> None:
     here = open_engine(EngineSettings(), bench.config, SITES, "cpu")
     for name, engine in (("here", here), ("there", bench.engine)):
         settings = RunSettings(RunFolder(tmp_path / name), device="cpu")
