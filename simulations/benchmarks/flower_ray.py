@@ -49,13 +49,13 @@ class FlowerRun:
 
     Attributes:
         wall_s: from the call of Flower's simulation to its return, its start included, imports not.
-        start_s: the part before the first message reached the coordinator's app.
+        first_round_s: the part until the first round was complete: start of Ray and of its actors, and one round.
         messages: training messages answered.
         loss: mean training loss of the last round.
     """
 
     wall_s: float
-    start_s: float
+    first_round_s: float
     messages: int
     loss: float
 
@@ -106,20 +106,20 @@ def _run(config: RunConfig, cached: bool, workers: int) -> FlowerRun:
 
     sites = load_federated_data(config.data, config.seed).sites
     first = initial_adapter(load_model(config), config.seed)
-    seen: dict[str, Any] = {"messages": 0, "loss": float("nan"), "started": 0.0}
+    seen: dict[str, Any] = {"messages": 0, "loss": float("nan"), "first": None}
     server = ServerApp()
 
     class Counting(FedAvg):
         def aggregate_train(self, server_round: int, replies: Any) -> tuple[ArrayRecord | None, MetricRecord | None]:
             answered = [reply for reply in replies if reply.has_content()]
             seen["messages"] += len(answered)
+            seen["first"] = seen["first"] or time.perf_counter()
             arrays, metrics = super().aggregate_train(server_round, answered)
             seen["loss"] = float(metrics["train_loss"]) if metrics is not None else float("nan")  # type: ignore[arg-type]
             return arrays, metrics
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
-        seen["started"] = time.perf_counter()
         nodes = len(sites) if config.federation.sites_per_round is None else config.federation.sites_per_round
         strategy = Counting(
             fraction_train=nodes / len(sites), fraction_evaluate=0.0, min_train_nodes=nodes,
@@ -141,7 +141,7 @@ def _run(config: RunConfig, cached: bool, workers: int) -> FlowerRun:
     wanted = config.federation.rounds * (config.federation.sites_per_round or len(sites))
     if seen["messages"] != wanted:
         raise RunError(f"{seen['messages']} of {wanted} messages were answered; expected all. See Flower's log.")
-    return FlowerRun(ended - began, seen["started"] - began, seen["messages"], seen["loss"])
+    return FlowerRun(ended - began, seen["first"] - began, seen["messages"], seen["loss"])
 
 
 def main(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import sys
 import tempfile
 from pathlib import Path
 from types import ModuleType
@@ -14,21 +15,27 @@ from common.errors import ConfigError, RunError
 
 LOOPBACK = "127.0.0.1"
 _ROOT = Path(__file__).resolve().parents[2]
-_SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # where it is off, Ray listens on the loopback address alone
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
+_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+_OPEN = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Where this is "0", Ray listens on the loopback address alone. It is read once, when Ray is imported."""
 
 
-def import_ray() -> ModuleType:
+def import_ray(*, alone: bool) -> ModuleType:
     """Import Ray.
+
+    Args:
+        alone: for a cluster of this machine alone, which nobody else must reach: Ray asks callers for no credentials.
 
     Raises:
         ConfigError: naming the extra that brings it.
+        RunError: if Ray was imported already, in a way that would let it listen on all interfaces.
     """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
+    if alone and os.environ.get(_OPEN) != "0":
+        if "ray" in sys.modules:
+            raise RunError(f"Ray was imported before {_OPEN} was 0; expected it unset or 0. Set it before the start.")
+        os.environ[_OPEN] = "0"
     try:
         return importlib.import_module("ray")
     except ImportError:
@@ -47,11 +54,11 @@ class RayCluster:
 
     Raises:
         ConfigError: without Ray, or for a cluster that cannot be reached or has too few cores.
-        RunError: if this process uses Ray already.
+        RunError: if this process uses Ray already, or Ray would listen on all interfaces.
     """
 
     def __init__(self, address: str | None, workers: int, threads: int) -> None:
-        self.ray: Any = import_ray()
+        self.ray: Any = import_ray(alone=address is None)
         if self.ray.is_initialized():
             raise RunError("this process uses Ray already; expected one engine at a time. Close the other first.")
         self._folder = tempfile.TemporaryDirectory(prefix="fedtune-", ignore_cleanup_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,14 +15,20 @@ from typer.testing import CliRunner
 
 from client.dp.step import DpStep
 from common.config.run import RunConfig
+from common.data.batches import Collator
+from common.data.federated import load_federated_data
+from common.models.adapter import initial_adapter
 from common.models.resident import resident_model
 from common.privacy.planning import plan_mechanism
 from common.randomness import CryptoStream
+from common.tasks.catalog import TASKS
 from common.tensors import Tensors, l2_norm
 from simulations.benchmarks import __main__ as bench
 from simulations.benchmarks.dp import CASES, Case, case_config, dp_figures
+from simulations.benchmarks.flower_ray import flower_seconds
 from simulations.benchmarks.ghost import GhostStep
 from simulations.benchmarks.harness import harness_figures
+from simulations.benchmarks.idle import idle_round
 from simulations.benchmarks.measure import Measurement, in_pairs, measurement
 from simulations.benchmarks.memory import compare_memory
 from simulations.benchmarks.step_work import StepWork, with_overrides
@@ -112,6 +119,29 @@ def test_ghost_clipping_gives_the_step_of_captured_gradients(make_config: Callab
     ghost = moved_by(GhostStep(model.module, sgd, mechanism), config, work, before)
     assert l2_norm(captured) > 0
     assert l2_norm({name: ghost[name] - captured[name] for name in captured}) < 1e-4 * l2_norm(captured)
+
+
+def test_idle_round_brings_every_payload_back() -> None:
+    found = idle_round(sites=7, size_bytes=1000, rounds=2)
+    assert (found.sites, found.size_bytes) == (7, 1000)
+    assert found.wall_s > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
+def test_flowers_simulation_does_the_same_steps_as_the_plain_loop(make_config: Callable[..., RunConfig]) -> None:
+    config = with_overrides(make_config(), ["federation.rounds=1", "training.optimizer=sgd", "training.lr=1.0e-9"])
+    done = flower_seconds(config, cached=False, workers=1)
+    assert done.messages == 3
+    assert 0 < done.first_round_s <= done.wall_s
+    model = resident_model(config)
+    model.load(initial_adapter(model, config.seed))
+    losses = []
+    for examples in load_federated_data(config.data, config.seed).train.values():
+        rows = TASKS[config.data.task].tokenise(examples, model.base.tokenizer, config.data)
+        batch = Collator(model.base.tokenizer.pad_token_id, model.base.family.padding_side)(rows)
+        losses += TASKS[config.data.task].loss_per_sequence(model.logits(batch.input_ids, batch.attention_mask), batch).tolist()
+    assert done.loss == pytest.approx(sum(losses) / len(losses), rel=1e-4)
 
 
 def test_records_are_written_one_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

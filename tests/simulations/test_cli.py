@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -167,10 +168,11 @@ def _heed_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_ctrl_c_leaves_a_checkpoint_that_resume_completes(config: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["inprocess", pytest.param("processes", marks=pytest.mark.slow)])
+def test_ctrl_c_leaves_a_checkpoint_that_resume_completes(config: Path, tmp_path: Path, engine: str) -> None:
     edited(config, "rounds: 2", "rounds: 40")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "simulations.cli", "run", str(config), "--out"]
+    command = [sys.executable, "-m", "simulations.cli", "run", str(config), "--engine", engine, "--out"]
     process = subprocess.Popen(
         [*command, str(tmp_path / "cut")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
         preexec_fn=_heed_ctrl_c,
@@ -180,11 +182,14 @@ def test_ctrl_c_leaves_a_checkpoint_that_resume_completes(config: Path, tmp_path
         state = tmp_path / "cut" / "checkpoint" / "state.json"
         while time.monotonic() < deadline and not (state.exists() and json.loads(state.read_text())["round"] >= 2):
             time.sleep(0.02)
+        workers = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130, errors
+    assert bool(workers) == (engine == "processes")
+    assert not [worker for worker in workers if worker.is_running()]
     assert "--resume" in errors
     assert "Traceback" not in errors
     assert json.loads(state.read_text())["round"] < 40

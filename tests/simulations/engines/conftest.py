@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,12 @@ from simulations.engines.settings import EngineSettings
 from tests.conftest import config_text
 
 SITES = 3
+RAY_MARKS = (
+    pytest.mark.slow,
+    # Not importorskip: the engine sets Ray's environment before it imports it.
+    pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # of Ray's own log files
+)
 TICKETS = count(1_000_000)
 PRIVATE = {"unit": "example", "noise_multiplier": 1.0, "accountant": "rdp", "delta": 1e-3, "sample_rate": 0.5}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,7 +21,7 @@ from simulations.engines.engine import Answer, Request
 from simulations.engines.processes import ProcessEngine
 from simulations.engines.settings import EngineSettings, cores
 from simulations.grid import VirtualGrid
-from tests.simulations.engines.conftest import SITES, TICKETS, Bench, open_bench, train_requests
+from tests.simulations.engines.conftest import RAY_MARKS, SITES, TICKETS, Bench, open_bench, train_requests
 
 CASES = {
     "inprocess": (EngineSettings(), False),
@@ -34,16 +35,20 @@ CASES = {
 SLOW = pytest.mark.slow
 
 
+MARKS = {"inprocess": (), "processes": (SLOW,), "ray": RAY_MARKS}
+
+
 @pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=() if name.startswith("inprocess") else SLOW) for name in CASES]
+    scope="module", params=[pytest.param(name, marks=MARKS[settings.name]) for name, (settings, _) in CASES.items()]
 )
 def bench(request: pytest.FixtureRequest, config_of: Callable[[bool], RunConfig]) -> Iterator[Bench]:
     """Each engine with one config, open for all tests of this module."""
     settings, private = CASES[request.param]
-    if settings.name == "ray":
-        pytest.importorskip("ray")
     with open_bench(settings, config_of(private)) as opened:
         yield opened
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture(scope="module")

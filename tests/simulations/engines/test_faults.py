@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import psutil
 import pytest
@@ -147,6 +150,7 @@ def test_ray_that_is_absent_names_its_extra(
     def absent(name: str) -> None:
         raise ImportError(name)
 
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     monkeypatch.setattr(ray_cluster.importlib, "import_module", absent)
     with pytest.raises(ConfigError, match=r"pip install -e '.\[flower-simulation\]'"):
         open_engine(EngineSettings("ray", 1), config_of(False), SITES, "cpu")
@@ -209,3 +213,33 @@ def test_frames_survive_packing(payload: bytes) -> None:
         frame = unpack(Frame.of(what).pack())
         assert (frame.request() if isinstance(what, Request) else frame.answer()) == what
     assert [frame.ticket for frame in batch_frames([request(5), request(6)])] == [2, 5, 6]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
+def test_ray_listens_on_the_loopback_address_alone_and_leaves_nothing() -> None:
+    program = (
+        "import json, os, psutil\n"
+        "from simulations.engines.ray_cluster import RayCluster\n"
+        "cluster = RayCluster(None, 1, 1)\n"
+        "assert cluster.ray.get(cluster.ray.remote(os.getpid).remote()) != os.getpid()\n"
+        "family = psutil.Process().children(recursive=True)\n"
+        "ports = [c for p in family for c in p.net_connections('inet') if c.status == 'LISTEN']\n"
+        "print(json.dumps([[p.pid for p in family], [c.laddr.ip for c in ports]]), flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, timeout=300, check=False, text=True
+    )
+    assert done.returncode == -signal.SIGKILL
+    pids, listening = json.loads(done.stdout.splitlines()[-1])
+    assert listening
+    assert {address.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
+    assert gone(pids)
+
+
+def test_ray_imported_too_early_is_not_opened_to_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
+    monkeypatch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", raising=False)
+    with pytest.raises(RunError, match="imported before"):
+        ray_cluster.import_ray(alone=True)
