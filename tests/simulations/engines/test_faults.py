@@ -222,7 +222,7 @@ def test_ray_listens_on_the_loopback_address_alone_and_leaves_nothing() -> None:
         "import json, os, psutil\n"
         "from simulations.engines.ray_cluster import RayCluster\n"
         "cluster = RayCluster(None, 1, 1)\n"
-        "assert cluster.ray.get(cluster.ray.remote(os.getpid).remote()) != os.getpid()\n"
+        "assert cluster.ray.get(cluster.ray.remote(lambda: os.getpid()).remote()) != os.getpid()\n"
         "family = psutil.Process().children(recursive=True)\n"
         "ports = [c for p in family for c in p.net_connections('inet') if c.status == 'LISTEN']\n"
         "print(json.dumps([[p.pid for p in family], [c.laddr.ip for c in ports]]), flush=True)\n"
