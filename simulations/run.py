@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,11 @@ from common.run_source import CONFIG_YAML
 from server.events import Observer
 from server.federation import RunSettings, run_federation
 from simulations.check import expect_sound
-from simulations.grid import VirtualGrid, Watch
+from simulations.faults.faults import Faults
+from simulations.faults.faulty_grid import FaultyGrid
+from simulations.faults.replay import OldAnswers
+from simulations.faults.work import TokensDone
+from simulations.grid import FIRST_NODE_ID, VirtualGrid, Watch
 
 ENGINE = "inprocess"
 
@@ -44,10 +49,17 @@ def simulate(
         FedtuneError: for whatever keeps it from running.
     """
     data = load_federated_data(config.data, config.seed)
-    expect_sound(config, data, resident_model(config, device))
+    model = resident_model(config, device)
+    expect_sound(config, data, model)
+    faults = Faults.of(config, data.sites)
     grid = VirtualGrid(client.app.app, len(data.sites), {CONFIG_YAML: dump_run_config(config)}, device, watch)
     settings = RunSettings(RunFolder(folder), resume=resume, device=device, engine=ENGINE)
-    return run_federation(grid, config, settings, observer)
+    if faults is None:
+        return run_federation(grid, config, settings, observer)
+    tokens, old = TokensDone(config, model, data.sites), OldAnswers(settings.folder.checkpoint)
+    faulty = FaultyGrid(grid, faults, FIRST_NODE_ID, config.communication.codec, tokens, old)
+    settings = replace(settings, clock=faulty.clock, round_notes=faulty.round_notes)
+    return run_federation(faulty, config, settings, observer)
 
 
 def new_run_folder(config: RunConfig, runs: Path) -> Path:
