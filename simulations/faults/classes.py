@@ -71,7 +71,7 @@ def apportion(shares: Sequence[float], total: int) -> list[int]:
     """
     exact = [share * total / math.fsum(shares) for share in shares]
     counts = [math.floor(value + 1e-9) for value in exact]
-    by_remainder = sorted(range(len(shares)), key=lambda place: (counts[place] - exact[place], place))
+    by_remainder = sorted(range(len(shares)), key=lambda place: (round(counts[place] - exact[place], 9), place))
     for place in by_remainder[: total - sum(counts)]:
         counts[place] += 1
     return counts
