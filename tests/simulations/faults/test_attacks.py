@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -10,14 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from common.config.load import parse_run_config
 from common.config.run import RunConfig
 from common.config.simulation import AttackName
-from common.errors import ConfigError
+from common.errors import ConfigError, RunError
 from common.models.adapter import initial_adapter
 from common.models.resident import resident_model
 from common.run_folder import RunFolder
 from simulations.faults.attacks import ATTACKS, DESCRIPTION_ATTACKS
 from simulations.run import simulate
+from tests.conftest import config_text
 
 HOSTILE = "site 1"
 REJECTED: dict[AttackName, str] = {
@@ -33,21 +36,26 @@ Outcomes = dict[str, dict[str, Any]]
 Run = Callable[..., tuple[list[Outcomes], dict[str, torch.Tensor], dict[str, Any]]]
 
 
-@pytest.fixture
-def run(make_config: Callable[..., RunConfig], tmp_path: Path) -> Run:
-    """Run with a simulation section; return each round's sites, the trained tensors and the start record."""
-    count = 0
+@pytest.fixture(scope="module")
+def run(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Run with a simulation section; return each round's sites, the trained tensors and the start record.
+
+    The same run is done once.
+    """
+    base = tmp_path_factory.mktemp("attacks")
+    done: dict[str, Any] = {}
 
     def run_it(simulation: dict[str, Any], rounds: int = 1, **sections: Any) -> Any:
-        nonlocal count
-        count += 1
-        config = make_config(federation={"rounds": rounds}, simulation=simulation, **sections)
-        folder = tmp_path / f"run {count}"
-        summary = simulate(config, folder)
-        assert summary["rounds"] == rounds
-        records = RunFolder(folder).records()
-        sites = [record["sites"] for record in records if record["kind"] == "round"]
-        return sites, load_file(next(folder.glob("checkpoint/*.safetensors"))), records[0]
+        sections |= {"federation": {"rounds": rounds}, "simulation": simulation, "evaluation": {"enabled": False}}
+        key = json.dumps(sections)
+        if key not in done:
+            folder = base / str(len(done))
+            config = parse_run_config(config_text(base, tiny_models["bert"], **sections), "test", None)
+            assert simulate(config, folder)["rounds"] == rounds
+            records = RunFolder(folder).records()
+            sites = [record["sites"] for record in records if record["kind"] == "round"]
+            done[key] = sites, load_file(next(folder.glob("checkpoint/*.safetensors"))), records[0]
+        return done[key]
 
     return run_it
 
@@ -68,17 +76,27 @@ def test_every_attack_is_written_and_tested() -> None:
     assert REJECTED.keys() | {*WELL_FORMED, *OTHERS} == set(get_args(AttackName))
 
 
+def one_a_round(codec: str) -> dict[str, Any]:
+    """All malformed updates in one run, one a round."""
+    attacks = [
+        {"name": name, "sites": [HOSTILE], "from_round": number, "to_round": number}
+        for number, name in enumerate(REJECTED, start=1)
+    ]
+    return {"simulation": {"attacks": attacks}, "rounds": len(REJECTED), "communication": {"codec": codec}}
+
+
 @pytest.mark.parametrize("codec", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", REJECTED)
-def test_malformed_update_is_rejected_with_its_reason_as_if_the_site_were_absent(
-    run: Run, name: AttackName, codec: str
-) -> None:
-    communication = {"codec": codec}
-    sites, adapter, _ = run(attack_of(name), communication=communication)
-    assert sites[0][HOSTILE]["status"] == "rejected"
-    assert sites[0][HOSTILE]["reason"].startswith(f"{REJECTED[name]}:")
-    assert [outcome["status"] for outcome in sites[0].values()].count("admitted") == 2
-    assert same(adapter, run(ABSENT, communication=communication)[1])
+def test_malformed_update_is_rejected_with_its_reason(run: Run, name: AttackName, codec: str) -> None:
+    sites = run(**one_a_round(codec))[0][list(REJECTED).index(name)]
+    assert sites[HOSTILE]["status"] == "rejected"
+    assert sites[HOSTILE]["reason"].startswith(f"{REJECTED[name]}:")
+    assert [outcome["status"] for outcome in sites.values()].count("admitted") == 2
+
+
+def test_rejected_updates_leave_the_bits_of_a_run_without_their_site(run: Run) -> None:
+    attacked = one_a_round("fp32")
+    assert same(run(**attacked)[1], run(**attacked | {"simulation": ABSENT})[1])
 
 
 @pytest.mark.parametrize("name", WELL_FORMED)
@@ -110,11 +128,12 @@ def test_replay_is_rejected_from_the_second_round_on(run: Run) -> None:
     assert sites[2][HOSTILE]["reason"].startswith("round:")
 
 
-def test_duplicate_counts_once(run: Run) -> None:
+def test_duplicate_counts_once(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     sites, adapter, _ = run(attack_of("duplicate"), rounds=2)
-    honest, honest_adapter, _ = run({}, rounds=2)
+    honest_adapter = run({}, rounds=2)[1]
     assert same(adapter, honest_adapter)
     assert [outcomes[HOSTILE]["status"] for outcomes in sites] == ["admitted", "admitted"]
+    assert [record.message for record in caplog.records] == ["node 2 answered a message a second time; ignored"] * 2
 
 
 def test_negative_weight_leaves_its_site_out_and_the_run_goes_on(run: Run) -> None:
@@ -125,6 +144,15 @@ def test_negative_weight_leaves_its_site_out_and_the_run_goes_on(run: Run) -> No
     assert "num_examples" in start["left_out"]["2"]
     assert HOSTILE not in sites[0]
     assert same(adapter, run(ABSENT, **weights)[1])
+
+
+def test_run_that_is_left_with_too_few_sites_ends_with_the_reason(
+    make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = make_config(simulation=attack_of("negative_weight"), federation={"min_sites": 3})
+    with pytest.raises(RunError, match=r"2 sites described themselves usably; expected at least 3 .*num_examples"):
+        simulate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_huge_weight_rules_a_run_weighted_by_rows_today_and_no_other(run: Run) -> None:

@@ -9,7 +9,7 @@ import pytest
 from common.config.simulation import ChurnConfig, SimulationConfig, StaleConfig, WindowConfig
 from simulations.faults.availability import drops_out, in_window, is_present, is_there, rounds_late
 
-SITES = [f"site {number}" for number in range(3000)]
+SITES = [f"site {number}" for number in range(2000)]
 DEVIATIONS = 4.42
 """Two-sided normal quantile for an error rate of 1e-5."""
 

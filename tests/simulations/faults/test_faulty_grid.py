@@ -246,7 +246,7 @@ def test_serverapp_and_real_site_refuse_the_section(
     context = Context(
         run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={CONFIG_YAML: dump_run_config(config)}
     )
-    with pytest.raises(ConfigError, match="^simulation is set"):
+    with pytest.raises(ConfigError, match=r"^simulation is set"):
         server.app.main(VirtualGrid(client.app.app, 3, {}), context)
-    with pytest.raises(ConfigError, match="^simulation of the run is set"):
+    with pytest.raises(ConfigError, match=r"^simulation of the run is set"):
         agreed_config(config, SiteConfig.model_construct())
