@@ -94,17 +94,21 @@ class FaultyGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Send messages and return their ids; those to sites that are not there go nowhere."""
+        numbered = [(message, self._round_of(message)) for message in messages]
+        for number in sorted({number for _, number in numbered if number and number not in self._seconds}):
+            self._begin(number)
+        heard = [not number or self._faults.answers(self._site(message), number) for message, number in numbered]
+        inside = iter(
+            self._inner.push_messages([message for (message, _), there in zip(numbered, heard, strict=True) if there])
+        )
         ids = []
-        for message in messages:
-            number = self._round_of(message)
-            if number and number not in self._seconds:
-                self._begin(number)
-            if number and not self._faults.answers(self._site(message), number):
-                message_id = self._into_the_void(message)
-            else:
-                (message_id,) = self._inner.push_messages([message])
+        for (message, number), there in zip(numbered, heard, strict=True):
+            if there:
+                message_id = next(inside)
                 self._computing.add(message_id)
-            self._sent.setdefault(message_id, _Sent(message, number, self.clock.now(), []))
+                self._sent[message_id] = _Sent(message, number, self.clock.now(), [])
+            else:
+                message_id = self._into_the_void(message, number)
             ids.append(message_id)
         return ids
 
@@ -156,19 +160,19 @@ class FaultyGrid(Grid):
             self.clock.arrivals.pop(message_id, None)
             self._late.pop(message_id, None)
 
-    def _into_the_void(self, message: Message) -> str:
+    def _into_the_void(self, message: Message, number: int) -> str:
         message_id = str(uuid4())
         message.metadata.__dict__["_message_id"] = message_id
         error = Message(Error(code=NODE_UNAVAILABLE, reason="the site is gone"), reply_to=message)
         notice = self._faults.config.notice_s
-        self._sent[message_id] = _Sent(message, self._round_of(message), self.clock.now(), [error])
+        self._sent[message_id] = _Sent(message, number, self.clock.now(), [error])
         self.clock.arrivals[message_id] = math.inf if notice is None else self.clock.now() + notice
         return message_id
 
     def _compute(self) -> None:
         """Have the Grid inside answer all that it was sent, and set down when each answer arrives."""
         while self._computing:
-            replies = list(self._inner.pull_messages(list(self._computing)))
+            replies = list(self._inner.pull_messages(self._computing))
             for reply in replies:
                 message_id = reply.metadata.reply_to_message_id
                 self._computing.discard(message_id)
