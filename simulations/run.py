@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,7 @@ from common.run_source import CONFIG_YAML
 from server.events import Observer
 from server.federation import RunSettings, run_federation
 from simulations.check import expect_sound
-from simulations.faults.faults import Faults
-from simulations.faults.faulty_grid import FaultyGrid
-from simulations.faults.replay import OldAnswers
-from simulations.faults.work import TokensDone
+from simulations.faults.around import with_faults
 from simulations.grid import FIRST_NODE_ID, VirtualGrid, Watch
 
 ENGINE = "inprocess"
@@ -51,15 +47,10 @@ def simulate(
     data = load_federated_data(config.data, config.seed)
     model = resident_model(config, device)
     expect_sound(config, data, model)
-    faults = Faults.of(config, data.sites)
     grid = VirtualGrid(client.app.app, len(data.sites), {CONFIG_YAML: dump_run_config(config)}, device, watch)
     settings = RunSettings(RunFolder(folder), resume=resume, device=device, engine=ENGINE)
-    if faults is None:
-        return run_federation(grid, config, settings, observer)
-    tokens, old = TokensDone(config, model, data.sites), OldAnswers(settings.folder.checkpoint)
-    faulty = FaultyGrid(grid, faults, FIRST_NODE_ID, config.communication.codec, tokens, old)
-    settings = replace(settings, clock=faulty.clock, round_notes=faulty.round_notes)
-    return run_federation(faulty, config, settings, observer)
+    around, settings = with_faults(grid, config, data.sites, model, FIRST_NODE_ID, settings)
+    return run_federation(around, config, settings, observer)
 
 
 def new_run_folder(config: RunConfig, runs: Path) -> Path:

@@ -25,6 +25,7 @@ WALLS = {
         "server/federation.py",
         "common/flower_records.py",
         "simulations/grid.py",
+        "simulations/faults/around.py",
         "simulations/faults/faulty_grid.py",
     },
     "opacus": {"client/dp/step.py", "common/privacy/accounting.py", "simulations/benchmarks/ghost.py"},

@@ -12,6 +12,7 @@ from flwr.app import Context, Message, MessageType, RecordDict
 
 import client.app
 import server.app
+import simulations.faults.around
 import simulations.run
 from client.agreement import agreed_config
 from client.site_config import SiteConfig
@@ -217,7 +218,7 @@ def test_without_the_section_nothing_changes(
 ) -> None:
     with_empty = simulate(make_config(simulation={}), tmp_path / "empty")
     assert with_empty["simulated_s"]["rounds"] == 0.0
-    monkeypatch.setattr(simulations.run, "FaultyGrid", lambda *_: pytest.fail("a faulty Grid was made"))
+    monkeypatch.setattr(simulations.faults.around, "FaultyGrid", lambda *_: pytest.fail("a faulty Grid was made"))
     summary = simulate(make_config(), tmp_path / "plain")
     assert same(adapter_of(tmp_path / "plain"), adapter_of(tmp_path / "empty"))
     assert "simulated_s" not in summary
