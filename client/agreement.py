@@ -10,7 +10,7 @@ from __future__ import annotations
 from client.site_config import RowsConfig, SiteConfig
 from common.config.data import DataConfig, PartitionConfig
 from common.config.run import RunConfig
-from common.errors import PrivacyError
+from common.errors import ConfigError, PrivacyError
 
 _SHOWN = 80
 
@@ -23,8 +23,11 @@ def agreed_config(config: RunConfig, site_config: SiteConfig) -> RunConfig:
     sites and are dropped. Digests are compared with ``config``, never with what is returned here.
 
     Raises:
+        ConfigError: if the run simulates faults, which belongs to fedtune-sim.
         PrivacyError: if the run asks for another task, field, label set or person than the site config allows.
     """
+    if config.simulation is not None:
+        raise ConfigError("simulation of the run is set; expected no such section at a real site. Leave the run.")
     rows, data = site_config.rows, config.data
     for key in RowsConfig.model_fields:
         asked, own = getattr(data, key), getattr(rows, key)

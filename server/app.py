@@ -7,6 +7,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from common.errors import ConfigError
 from common.quiet import quiet_dependencies
 from common.run_folder import RunFolder
 from common.run_source import run_config_of
@@ -25,6 +26,8 @@ def main(grid: Grid, context: Context) -> None:
     """
     quiet_dependencies()
     config = run_config_of(context.run_config)
+    if config.simulation is not None:
+        raise ConfigError("simulation is set; expected no such section outside fedtune-sim. Remove it from the config.")
     out = context.run_config.get("out")
     folder = Path(str(out)) if out else Path("runs") / f"{config.name}-{context.run_id}"
     run_federation(grid, config, RunSettings(RunFolder(folder)))

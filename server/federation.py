@@ -6,8 +6,8 @@ import math
 import platform
 import secrets
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -26,6 +26,7 @@ from common.models.resident import resident_model
 from common.run_folder import RunFolder
 from common.tensors import Tensors, fingerprint
 from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from server.clock import Clock, WallClock
 from server.cohort import Member, admit_members
 from server.events import Observer
 from server.model_card import model_card
@@ -44,12 +45,16 @@ class RunSettings:
         resume: go on from its checkpoint.
         device: of the coordinator's own model.
         engine: what carries the messages, for the record.
+        clock: what the rounds' deadlines are read from.
+        round_notes: what the carrier of the messages adds to the record of a round.
     """
 
     folder: RunFolder
     resume: bool = False
     device: str = "auto"
     engine: str = "flower"
+    clock: Clock = field(default_factory=WallClock)
+    round_notes: Callable[[int], Mapping[str, Any]] | None = None
 
 
 def run_federation(
@@ -68,10 +73,8 @@ def run_federation(
         folder.expect_free()
     model = resident_model(config, settings.device)
     start = initial_adapter(model, config.seed)
-    members = admit_members(
-        describe_sites(grid, wait_for_nodes(grid, config), config), config, model.base.fingerprint,
-        fingerprint(start),
-    )  # fmt: skip
+    described, left_out = describe_sites(grid, wait_for_nodes(grid, config), config)
+    members = admit_members(described, config, model.base.fingerprint, fingerprint(start))
     travelling = {name: start[name] for name in sorted(trained_names(config, start))}
     adapter = travelling if completed is None else _resumed(completed, travelling, model)
     seeded = all(member.description.seeded for member in members.values())
@@ -86,7 +89,8 @@ def run_federation(
         keeper.checkpoint(0, adapter, None)
     else:
         folder.rewind(completed.round)
-    folder.log(_start_record(config, settings, model, members, time.perf_counter() - began))
+    started = _start_record(config, settings, model, members, time.perf_counter() - began)
+    folder.log(started | ({"left_out": left_out} if left_out else {}))
     done = 0 if completed is None else completed.round
     watch.run_started(config, list(members), done)
     if done == 0 and not any(record["kind"] == "evaluation" for record in folder.records()):
@@ -94,7 +98,7 @@ def run_federation(
     strategy = FederatedTuning(
         config=config, members=members, adapter=adapter, base_fingerprint=model.base.fingerprint, run=run,
         clip_norm=None if completed is None else completed.clip_norm, site_level=site_level,
-        observer=watch, completed_rounds=done, round_done=keeper.round_done,
+        observer=watch, clock=settings.clock, completed_rounds=done, round_done=keeper.round_done,
     )  # fmt: skip
     strategy.start(grid)
     export_adapter(model, {**start, **strategy.adapter}, config, folder.adapter)
@@ -182,12 +186,14 @@ class _Keeper:
         site_level: SiteLevel | None,
     ) -> None:
         self._config, self._folder, self._model = config, settings.folder, model
-        self._start, self._watch = start, watch
+        self._start, self._watch, self._notes = start, watch, settings.round_notes
         self._run, self._site_level = run, site_level
         test = load_federated_data(config.data, config.seed).test if config.evaluation.enabled else {}
         self._evaluator = Evaluator(model, config, test) if test else None
 
     def round_done(self, number: int, adapter: Tensors, clip_norm: float | None, record: dict[str, Any]) -> None:
+        if self._notes is not None:
+            record = {**record, **self._notes(number)}
         self._folder.log(record)
         every, last = self._config.evaluation.every, self._config.federation.rounds
         if number == last or (every and number % every == 0):

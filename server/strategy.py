@@ -23,6 +23,7 @@ from common.flower_records import from_records, to_records
 from common.tensors import Tensors, manifest_of
 from common.wire import PAYLOAD
 from server.admission import Admission
+from server.clock import Clock, WallClock
 from server.cohort import Member, sample_cohort
 from server.events import Observer
 from server.rounds import Round
@@ -57,6 +58,7 @@ class FederatedTuning(Strategy):
         clip_norm: where adaptive clipping stands; replaced after every round.
         site_level: what protects whole sites, if anything does.
         observer: told what happens.
+        clock: what deadlines are read from.
         completed_rounds: rounds done already, from a checkpoint.
         round_done: called with number, adapter, clip norm and record after every round, before the next begins.
     """
@@ -69,6 +71,7 @@ class FederatedTuning(Strategy):
     clip_norm: float | None = None
     site_level: SiteLevel | None = None
     observer: Observer = field(default_factory=Observer)
+    clock: Clock = field(default_factory=WallClock)
     completed_rounds: int = 0
     round_done: RoundDone | None = None
 
@@ -149,7 +152,7 @@ class FederatedTuning(Strategy):
         last = self.config.federation.rounds if num_rounds is None else num_rounds
         seconds = self.config.federation.round_timeout_s if timeout is None else timeout
         for number in range(self.completed_rounds + 1, last + 1):
-            for site, reply in exchange(grid, self._requests(number), seconds):
+            for site, reply in exchange(grid, self._requests(number), seconds, self.clock):
                 self._take(site, reply)
             self._finish_round()
             result.arrays = self.arrays()

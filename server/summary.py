@@ -37,8 +37,8 @@ def summarise(records: Records, config: RunConfig) -> dict[str, Any]:
     Returns:
         rounds; metrics_before and metrics_after by split (overall, by_site, worst_site); epsilon and the bytes up and
         down of each site (bytes as lists, one number a round, None where the site was not asked); site_level, the ε
-        and δ spent on whole sites, or None; seconds by phase; the engine, the privacy claim and the fingerprint of the
-        base model.
+        and δ spent on whole sites, or None; seconds by phase; simulated_s where the rounds have it; the engine, the
+        privacy claim and the fingerprint of the base model.
 
     Raises:
         RunError: for a log without a start.
@@ -81,8 +81,27 @@ def summarise(records: Records, config: RunConfig) -> dict[str, Any]:
         "engine": last["engine"],
         "device": last["device"],
         "starts": len(starts),
+        **_simulated_seconds(rounds),
         "base_fingerprint": first["base_fingerprint"],
         "versions": last["versions"],
+    }
+
+
+def _simulated_seconds(rounds: Records) -> dict[str, Any]:
+    """Return the totals of simulated seconds: of all rounds, and of each site that answered in any of them."""
+    noted = [record["simulated_s"] for record in rounds if "simulated_s" in record]
+    if not noted:
+        return {}
+    sites = sorted({site for known in noted for site in known["sites"]})
+    parts = ("compute", "up", "down")
+    return {
+        "simulated_s": {
+            "rounds": sum(known["round"] for known in noted),
+            "sites": {
+                site: {part: sum(known["sites"].get(site, {}).get(part, 0.0) for known in noted) for part in parts}
+                for site in sites
+            },
+        }
     }
 
 

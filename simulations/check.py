@@ -16,6 +16,7 @@ from common.privacy.advice import advise
 from common.privacy.claim import privacy_claim
 from common.privacy.planning import plain_steps, plan_mechanism, plan_site_level
 from common.tasks.catalog import TASKS
+from simulations.faults.faults import Faults
 
 
 def check_run(config: RunConfig, device: str = "auto") -> dict[str, Any]:
@@ -27,6 +28,7 @@ def check_run(config: RunConfig, device: str = "auto") -> dict[str, Any]:
     data = load_federated_data(config.data, config.seed)
     model = resident_model(config, device)
     expect_sound(config, data, model)
+    faults = Faults.of(config, data.sites)
     start = initial_adapter(model, config.seed)
     names = trained_names(config, start)
     payload = encode({name: start[name] for name in names}, config.communication.codec)
@@ -48,6 +50,7 @@ def check_run(config: RunConfig, device: str = "auto") -> dict[str, Any]:
         "privacy_claim": privacy_claim(config, repeatable_noise=True),
         "site_level": _site_level(config, len(data.sites)),
         "advice": _advice(config, data, sum(start[name].numel() for name in names)),
+        "simulation": [] if faults is None else faults.describe(config.federation),
         "sites": {site: _plan(site, data, config) for site in data.sites},
     }
 

@@ -184,6 +184,7 @@ def _print_plan(plan: dict[str, Any]) -> None:
         f"{plan['trained_parameters']:,} trained parameters on {plan['base_parameters']:,} frozen, on {plan['device']}",
         f"{size['up']:,} bytes up and {size['down']:,} bytes down for a site and round",
         f"{plan['test_rows']:,} test rows, {plan['test_rows_also_in_train']:,} of them also in a training part",
+        *plan["simulation"],
         plan["privacy_claim"],
         *(f"Advice. {sentence}" for sentence in plan["advice"]),
     ):

@@ -82,6 +82,7 @@ class LiveProgress(Observer):
         parts += [f"training loss {mean(losses):.3f}"] if losses else []
         parts += [f"ε {epsilon:.2f}"] if epsilon is not None else []
         parts += [f"{_size(self._bytes)} so far", f"{record['seconds']['total']:.1f} s"]
+        parts += [f"{record['simulated_s']['round']:.1f} s simulated"] if "simulated_s" in record else []
         self._metrics = {}
         self._console.print("  " + " · ".join(parts), highlight=False, soft_wrap=True)
         if self._rounds is not None:
@@ -129,10 +130,11 @@ def closing_tables(summary: dict[str, Any], task: str) -> list[Table]:
         seconds.add_column(phase, justify="right")
     seconds.add_column("total", justify="right")
     parts = summary["seconds"]
-    seconds.add_row(
-        *(f"{parts[phase]:.1f}" for phase in ("setup", "training", "aggregation", "evaluation")),
-        f"{summary['seconds_total']:.1f}",
-    )
+    shown = [parts[phase] for phase in ("setup", "training", "aggregation", "evaluation")] + [summary["seconds_total"]]
+    if "simulated_s" in summary:
+        seconds.add_column("rounds, simulated", justify="right")
+        shown.append(summary["simulated_s"]["rounds"])
+    seconds.add_row(*(f"{value:.1f}" for value in shown))
     return [table, seconds]
 
 

@@ -14,8 +14,10 @@ from common.run_folder import RunFolder
 from server.events import Observer
 from server.federation import RunSettings, run_federation
 from simulations.check import expect_sound
+from simulations.engines.app_handler import FIRST_NODE_ID
 from simulations.engines.catalog import open_engine
 from simulations.engines.settings import EngineSettings
+from simulations.faults.around import with_faults
 from simulations.grid import VirtualGrid, Watch
 
 
@@ -46,9 +48,12 @@ def simulate(
     data = load_federated_data(config.data, config.seed)
     chosen = engine or EngineSettings()
     with closing(open_engine(chosen, config, len(data.sites), device)) as running:
-        expect_sound(config, data, resident_model(config, device))
+        model = resident_model(config, device)
+        expect_sound(config, data, model)
         settings = RunSettings(RunFolder(folder), resume=resume, device=device, engine=chosen.label())
-        return run_federation(VirtualGrid(running, len(data.sites), watch), config, settings, observer)
+        grid = VirtualGrid(running, len(data.sites), watch)
+        around, settings = with_faults(grid, config, data.sites, model, FIRST_NODE_ID, settings)
+        return run_federation(around, config, settings, observer)
 
 
 def new_run_folder(config: RunConfig, runs: Path) -> Path:

@@ -30,6 +30,8 @@ WALLS = {
         "simulations/benchmarks/idle.py",  # a ClientApp that sends back what it gets
         "simulations/benchmarks/flower_client.py",  # the ClientApp we are measured against
         "simulations/benchmarks/flower_ray.py",  # and Flower's own simulation runtime, which runs it
+        "simulations/faults/around.py",
+        "simulations/faults/faulty_grid.py",
     },
     "opacus": {"client/dp/step.py", "common/privacy/accounting.py", "simulations/benchmarks/ghost.py"},
     "peft": {"common/models/adapter.py"},

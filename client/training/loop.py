@@ -108,7 +108,7 @@ def train_locally(
     step = _gradient_step(model, parameters, optimizer, site, config, round_number, mechanism, clip, released)
     with _seeded(model.device, _dropout_seed(site, config, round_number, mechanism)), step as running:
         model.module.train()
-        for done, batch in enumerate(_batches(site, config, round_number, steps, mechanism)):
+        for done, batch in enumerate(local_batches(site, config, round_number, steps, mechanism)):
             progress = (round_number - 1 + (done + 0.5) / steps) / config.federation.rounds
             set_lr(optimizer, lr_factor(config.training, progress))
             loss_sum += _run_batch(model, site, config, batch, running)
@@ -139,9 +139,18 @@ def _steps(site: Site, config: RunConfig, mechanism: Mechanism | None) -> int:
     return plain_steps(config, len(site.rows))
 
 
-def _batches(
+def local_batches(
     site: Site, config: RunConfig, round_number: int, steps: int, mechanism: Mechanism | None
 ) -> Iterator[list[int]]:
+    """Yield the rows of each of a round's steps, as the site draws them.
+
+    Args:
+        site: rows and randomness.
+        config: the run config.
+        round_number: from 1.
+        steps: batches to yield.
+        mechanism: the planned mechanism, None without DP.
+    """
     if mechanism is not None:
         stream = site.randomness.stream("sampling", round_number)
         batches = poisson_batches(site.num_units(mechanism.unit), mechanism.sample_rate, steps, stream)

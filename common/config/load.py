@@ -98,7 +98,7 @@ def validate_section(model: type[Whole], document: Document) -> Whole:
 def dump_run_config(config: RunConfig) -> str:
     """Return the resolved config as YAML that :func:`load_run_config` reads back to the same config."""
     return yaml.safe_dump(
-        config.model_dump(mode="json"),
+        config.model_dump(mode="json", exclude={"simulation"} if config.simulation is None else None),
         sort_keys=False,
         allow_unicode=True,
         default_flow_style=False,

@@ -19,6 +19,7 @@ from common.config.federation import (
 from common.config.model import ModelConfig
 from common.config.privacy import PrivacyConfig
 from common.config.section import Section
+from common.config.simulation import SimulationConfig
 from common.config.training import TrainingConfig
 
 
@@ -38,6 +39,8 @@ class RunConfig(Section):
     aggregation: AggregationConfig = AggregationConfig()
     communication: CommunicationConfig = CommunicationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    simulation: SimulationConfig | None = None
+    """Faults and time in fedtune-sim; refused everywhere else."""
 
     @model_validator(mode="after")
     def _sections_agree(self) -> RunConfig:
@@ -64,5 +67,6 @@ class RunConfig(Section):
 
     def digest(self) -> str:
         """SHA-256 of the config in canonical JSON: two runs with the same digest do the same work."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        values = self.model_dump(mode="json", exclude={"simulation"} if self.simulation is None else None)
+        canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()

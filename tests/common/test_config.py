@@ -154,3 +154,33 @@ def test_schema_lists_every_section(make_config: Callable[..., RunConfig]) -> No
 def test_misspelt_key_is_named_before_what_is_missing_for_it() -> None:
     with pytest.raises(ConfigError, match=r"unknown key 'data\.taskk'; did you mean 'task'"):
         parse_run_config("model: {source: m}\ndata: {taskk: classification, train: t, labels: [a, b]}\n", "test", None)
+
+
+BAD_SIMULATIONS = {
+    "shares": ("profiles: [{name: a, share: 0.5}]", "add up to 0.5; expected 1"),
+    "profile of nobody": ("profiles: [{name: a}]", "expected one of the two"),
+    "two speeds": ("profiles: [{name: a, share: 1, step_s: 1, tokens_per_s: 1}]", "expected one of them"),
+    "profile twice": ("profiles: [{name: a, share: 0.5}, {name: a, share: 0.5}]", "a name twice"),
+    "site twice": ("profiles: [{name: a, sites: [x]}, {name: b, sites: [x]}]", "a site twice"),
+    "empty window": ("windows: [{site: x, from_round: 3, to_round: 2}]", "to_round 2 is before from_round 3"),
+    "unknown attack": ("attacks: [{name: magic, share: 1}]", "'sign_flip'"),
+    "attack of nobody": ("attacks: [{name: nan}]", "expected one of the two"),
+    "attack backwards": ("attacks: [{name: nan, share: 1, from_round: 2, to_round: 1}]", "before from_round"),
+    "probability": ("dropout: 1.5", "less than or equal to 1"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SIMULATIONS)
+def test_bad_simulation_section_is_refused_with_its_line(case: str) -> None:
+    text, rule = BAD_SIMULATIONS[case]
+    with pytest.raises(ConfigError, match=r"run\.yaml line 6") as caught:
+        parse(BASE + f"simulation: {{{text}}}")
+    assert rule in str(caught.value)
+
+
+def test_simulation_section_is_part_of_the_digest_and_its_absence_is_not() -> None:
+    plain, faulty = parse(BASE), parse(BASE + "simulation: {dropout: 0.1}")
+    assert "simulation" not in dump_run_config(plain)
+    assert plain.digest() != faulty.digest()
+    assert parse_run_config(dump_run_config(faulty), "again", None) == faulty
+    hash(faulty)

@@ -140,7 +140,11 @@ def test_flowers_simulation_does_the_same_steps_as_the_plain_loop(make_config: C
     for examples in load_federated_data(config.data, config.seed).train.values():
         rows = TASKS[config.data.task].tokenise(examples, model.base.tokenizer, config.data)
         batch = Collator(model.base.tokenizer.pad_token_id, model.base.family.padding_side)(rows)
-        losses += TASKS[config.data.task].loss_per_sequence(model.logits(batch.input_ids, batch.attention_mask), batch).tolist()
+        losses += (
+            TASKS[config.data.task]
+            .loss_per_sequence(model.logits(batch.input_ids, batch.attention_mask), batch)
+            .tolist()
+        )
     assert done.loss == pytest.approx(sum(losses) / len(losses), rel=1e-4)
 
 

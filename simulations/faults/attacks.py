@@ -1,0 +1,181 @@
+"""What hostile sites send: the attacks by the name they have in the run config.
+
+An attack gets the bytes that an honest site would send and returns the bytes that travel instead, so that what meets it
+is the coordinator's own admission. Those of :data:`ATTACKS` change the reply to a train request, those of
+:data:`DESCRIPTION_ATTACKS` what a site says of itself before the first round.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from common.codecs.codec import CODECS, encode
+from common.config.simulation import AttackName
+from common.tensors import Tensors, l2_norm
+
+HUGE_NORM = 1e12
+LARGEST_DECLARATION = 10**12
+_SUBNORMAL = 1e-40
+_PADDING = 65_536
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a site sends.
+
+    Attributes:
+        header: JSON.
+        payload: the packed update; b"" where there is none.
+    """
+
+    header: bytes
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a hostile site knows besides its honest answer.
+
+    Attributes:
+        codec: how updates are packed in this run.
+        draw: its own randomness, keyed by (seed, attack, round, site).
+        older: its newest answer of an earlier round; None where there is none.
+    """
+
+    codec: str
+    draw: np.random.Generator
+    older: Answer | None = None
+
+
+Attack = Callable[[Answer, Scene], list[Answer]]
+
+
+def _on_update(change: Callable[[Tensors, Scene], Tensors]) -> Attack:
+    """Return the attack that replaces the tensors of the update and packs them as the codec does."""
+
+    def attack(honest: Answer, scene: Scene) -> list[Answer]:
+        return [Answer(honest.header, encode(change(_unpacked(honest, scene), scene), scene.codec))]
+
+    return attack
+
+
+def _on_header(**changes: Any) -> Attack:
+    def attack(honest: Answer, scene: Scene) -> list[Answer]:
+        return [Answer(json.dumps(json.loads(honest.header) | changes).encode(), honest.payload)]
+
+    return attack
+
+
+def _unpacked(honest: Answer, scene: Scene) -> Tensors:
+    return {name: CODECS[scene.codec].unpack(value) for name, value in load(honest.payload).items()}
+
+
+def _first(update: Tensors) -> str:
+    return min(update)
+
+
+def _extra_key(update: Tensors, scene: Scene) -> Tensors:
+    return update | {"extra": torch.zeros(1)}
+
+
+def _missing_key(update: Tensors, scene: Scene) -> Tensors:
+    return {name: value for name, value in update.items() if name != _first(update)}
+
+
+def _renamed_key(update: Tensors, scene: Scene) -> Tensors:
+    return {f"{name}_" if name == _first(update) else name: value for name, value in update.items()}
+
+
+def _wrong_shape(update: Tensors, scene: Scene) -> Tensors:
+    value = update[_first(update)]
+    return update | {_first(update): value.flatten() if value.dim() > 1 else value.repeat(2)}
+
+
+def _broadcastable_shape(update: Tensors, scene: Scene) -> Tensors:
+    name = next(name for name in sorted(update) if update[name].shape[0] > 1)
+    return update | {name: update[name][:1]}
+
+
+def _wrong_dtype(honest: Answer, scene: Scene) -> list[Answer]:
+    half = {name: value.to(torch.float16) for name, value in _unpacked(honest, scene).items()}
+    return [Answer(honest.header, save(half, metadata={"codec": scene.codec}))]
+
+
+def _one_entry(value: float) -> Attack:
+    def change(update: Tensors, scene: Scene) -> Tensors:
+        spoilt = update[_first(update)].clone()
+        spoilt.view(-1)[0] = value
+        return update | {_first(update): spoilt}
+
+    return _on_update(change)
+
+
+def _denormal_flood(update: Tensors, scene: Scene) -> Tensors:
+    return {name: torch.full_like(value, _SUBNORMAL) for name, value in update.items()}
+
+
+def _huge_norm(update: Tensors, scene: Scene) -> Tensors:
+    norm = l2_norm(update)
+    if norm == 0.0:
+        return {name: torch.full_like(value, HUGE_NORM) for name, value in update.items()}
+    return _scaled(update, HUGE_NORM / norm)
+
+
+def _scaled(update: Tensors, factor: float) -> Tensors:
+    return {name: (value.double() * factor).float() for name, value in update.items()}
+
+
+def _gaussian_noise(update: Tensors, scene: Scene) -> Tensors:
+    noise: dict[str, Tensor] = {
+        name: torch.from_numpy(scene.draw.standard_normal(tuple(update[name].shape))) for name in sorted(update)
+    }
+    return _scaled(noise, l2_norm(update) / l2_norm(noise))
+
+
+def _oversized(update: Tensors, scene: Scene) -> Tensors:
+    return update | {"padding": torch.zeros(_PADDING + 4 * sum(value.numel() for value in update.values()))}
+
+
+def _replay(honest: Answer, scene: Scene) -> list[Answer]:
+    return [honest if scene.older is None else scene.older]
+
+
+def _duplicate(honest: Answer, scene: Scene) -> list[Answer]:
+    return [honest, honest]
+
+
+ATTACKS: dict[AttackName, Attack] = {
+    "extra_key": _on_update(_extra_key),
+    "missing_key": _on_update(_missing_key),
+    "renamed_key": _on_update(_renamed_key),
+    "wrong_shape": _on_update(_wrong_shape),
+    "broadcastable_shape": _on_update(_broadcastable_shape),
+    "wrong_dtype": _wrong_dtype,
+    "nan": _one_entry(float("nan")),
+    "infinity": _one_entry(float("inf")),
+    "denormal_flood": _on_update(_denormal_flood),
+    "huge_norm": _on_update(_huge_norm),
+    "sign_flip": _on_update(lambda update, scene: _scaled(update, -1.0)),
+    "scale_1000": _on_update(lambda update, scene: _scaled(update, 1000.0)),
+    "gaussian_noise": _on_update(_gaussian_noise),
+    "replay": _replay,
+    "duplicate": _duplicate,
+    "wrong_base": _on_header(base_fingerprint="0" * 64),
+    "oversized": _on_update(_oversized),
+    "negative_weight": _on_header(num_examples=-1),
+}
+"""Attacks on the reply to a train request."""
+
+DESCRIPTION_ATTACKS: dict[AttackName, Attack] = {
+    "negative_weight": _on_header(num_examples=-1),
+    "huge_weight": _on_header(num_examples=LARGEST_DECLARATION),
+}
+"""Attacks on a site's description, which is where a weight is declared. ``negative_weight`` is tried in both places."""
