@@ -2,7 +2,8 @@
 
 On random token rows, never on the site's data, with the real model and the real DP step:
 
-1. the clipped sum of per-example gradients equals one record, one backward pass, one clip at a time;
+1. the clipped sum of per-example gradients, packed as in training, equals one record, one backward pass, one clip at a
+   time, without packing;
 2. no record moves the sum by more than the clip norm;
 3. a noisy step moves every trained parameter and nothing else, and noise alone has its standard deviation;
 4. the adapter, packed and unpacked as it would travel, gives the same logits.
@@ -24,10 +25,12 @@ from torch import Tensor
 from client.dp.step import DpStep
 from common.codecs.codec import decode, encode
 from common.config.run import RunConfig
-from common.data.batches import Batch, Collator, TokenRow
+from common.data.batches import Batch, Collator, Limit, TokenRow
 from common.errors import PrivacyError
 from common.methods import trained_names
 from common.models.adapter import AdaptedModel
+from common.models.frozen import FROZEN_BYTES, frozen_states
+from common.models.packing import Start, padded
 from common.privacy.planning import Mechanism
 from common.randomness import CryptoStream
 from common.tasks.catalog import TASKS
@@ -93,23 +96,31 @@ def _rows(model: AdaptedModel, config: RunConfig, lengths: Sequence[int]) -> lis
     return rows
 
 
-def _losses(model: AdaptedModel, config: RunConfig, rows: Sequence[TokenRow]) -> Tensor:
+def _losses(model: AdaptedModel, config: RunConfig, rows: Sequence[TokenRow], start: Start | None = None) -> Tensor:
     collate = Collator(model.base.tokenizer.pad_token_id, model.base.family.padding_side)
     batch: Batch = collate(rows).to(model.device)
-    return TASKS[config.data.task].loss_per_sequence(model.logits(batch.input_ids, batch.attention_mask), batch)
+    return TASKS[config.data.task].loss_per_sequence(model.logits(batch.input_ids, batch.attention_mask, start), batch)
 
 
 def _one_by_one(model: AdaptedModel, config: RunConfig, rows: Sequence[TokenRow]) -> list[Tensors]:
-    """Each row's gradient by a backward pass of its own."""
+    """Each row's gradient by a backward pass of its own, not packed."""
     parameters = model.train_only(trained_names(config, model.parameters))
     gradients = []
     for row in rows:
-        _losses(model, config, [row]).sum().backward()  # type: ignore[no-untyped-call]
+        with padded():
+            _losses(model, config, [row]).sum().backward()  # type: ignore[no-untyped-call]
         own = {name: p.grad for name, p in parameters.items() if p.grad is not None}
         gradients.append({name: value.detach().cpu().clone() for name, value in own.items()})
         for parameter in parameters.values():
             parameter.grad = None
     return gradients
+
+
+def _start(model: AdaptedModel, config: RunConfig, rows: Sequence[TokenRow]) -> Start | None:
+    """Where training starts on these rows, once the blocks below the lowest adapter have been run."""
+    head_only = config.adapter.kind == "head_only"
+    states = frozen_states(model, rows, Limit(), head_only=head_only, room_bytes=FROZEN_BYTES)
+    return None if states is None else states.start(range(len(rows)))
 
 
 def _step(model: AdaptedModel, config: RunConfig, rows: Sequence[TokenRow], clip: float, noise: float) -> Tensors:
@@ -124,7 +135,7 @@ def _step(model: AdaptedModel, config: RunConfig, rows: Sequence[TokenRow], clip
     stream = CryptoStream(bytes(32))
     with DpStep(model.module, parameters, optimizer, mechanism, stream, model.base.family.batch_first) as step:
         if rows:
-            step.micro_batch(_losses(model, config, rows), len(rows))
+            step.micro_batch(_losses(model, config, rows, _start(model, config, rows)), len(rows))
         step.apply(len(rows))
     moved = subtract(before, model.state())
     model.load(before)

@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from common.config.adapter import AdapterConfig
 from common.errors import ModelError
 from common.models.base import BaseModel, Purpose
-from common.models.prompt import PROMPT, Forward, expect_promptable, initial_prompt, prompt_forward
+from common.models.narrowing import Columns, first_column, last_column
+from common.models.packing import Forward, PackedForward, Start, plain_forward
+from common.models.pooled import MeanPooledClassifier
+from common.models.prompt import PROMPT, expect_promptable, initial_prompt, prompt_forward
 from common.randomness import torch_generator
 from common.tensors import Tensors
 
@@ -41,6 +44,11 @@ class AdaptedModel:
     device: torch.device
     forward: Forward
 
+    @property
+    def packs(self) -> bool:
+        """Whether it computes on tokens that exist; else on padded rows."""
+        return isinstance(self.forward, PackedForward)
+
     def load(self, adapter: Mapping[str, Tensor]) -> None:
         """Copy the values of ``adapter`` into the model; names not in it keep their values."""
         with torch.no_grad():
@@ -58,25 +66,53 @@ class AdaptedModel:
             parameter.grad = None
         return {name: parameter for name, parameter in self.parameters.items() if name in names}
 
-    def logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    @property
+    def num_blocks(self) -> int:
+        """How many transformer blocks a model that packs has; else 0."""
+        return self.forward.num_blocks if isinstance(self.forward, PackedForward) else 0
+
+    def states(self, input_ids: Tensor, attention_mask: Tensor, depth: int) -> Tensor:
+        """Return what enters block ``depth`` of a model that packs: [B, T] token ids and mask to [1, N, d].
+
+        Raises:
+            ModelError: for a model that computes on padded rows.
+        """
+        if not isinstance(self.forward, PackedForward):
+            raise ModelError("states were asked of a model that pads its rows; expected one that packs them.")
+        return self.forward.states(self.module, input_ids, attention_mask, depth)
+
+    def logits(self, input_ids: Tensor, attention_mask: Tensor, start: Start | None = None) -> Tensor:
         """Run the model: [B, T] token ids and mask to logits, [B, labels] or [B, T, V], float32.
+
+        With ``start``, which a model that packs takes alone, from there on.
 
         The base computes in the precision it is held in, the adapter in float32 (save for XLNet, which DP refuses): its
         gradient is then a float32 product too, the same whether summed over a batch or captured for each example.
         """
+        if start is not None and isinstance(self.forward, PackedForward):
+            return self.forward(self.module, input_ids, attention_mask, start).float()
         return self.forward(self.module, input_ids, attention_mask).float()
 
 
-def _plain_forward(module: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    logits: Tensor = module(input_ids=input_ids, attention_mask=attention_mask).logits
-    return logits
-
-
 def _autocast_forward(module: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """As :func:`_plain_forward`; on a bfloat16 base the adapter computes in bfloat16 too. Never under DP."""
+    """As :func:`plain_forward`; on a bfloat16 base the adapter computes in bfloat16 too. Never under DP."""
     halved = any(parameter.dtype == torch.bfloat16 for parameter in module.parameters())
     with torch.autocast(input_ids.device.type, dtype=torch.bfloat16, enabled=halved):
-        return _plain_forward(module, input_ids, attention_mask)
+        return plain_forward(module, input_ids, attention_mask)
+
+
+def _base_forward(base: BaseModel, data: Purpose) -> Forward:
+    """How the model runs without a prompt: packed where its family and checkpointing allow."""
+    if base.family.needs_autocast:
+        return _autocast_forward
+    recomputes = any(getattr(layer, "gradient_checkpointing", False) for layer in base.module.modules())
+    if base.family.blocks is None or recomputes:
+        return plain_forward
+    language_model = data.task == "causal_lm"
+    reads: Columns | None = None
+    if not language_model and not isinstance(base.module, MeanPooledClassifier):
+        reads = last_column(base.tokenizer.pad_token_id) if base.family.is_decoder else first_column
+    return PackedForward(base.module, base.family.blocks, language_model=language_model, reads=reads)
 
 
 def adapt(base: BaseModel, adapter: AdapterConfig, data: Purpose, device: torch.device) -> AdaptedModel:
@@ -87,7 +123,7 @@ def adapt(base: BaseModel, adapter: AdapterConfig, data: Purpose, device: torch.
     """
     heads = list(base.family.heads) if data.task == "classification" else []
     targets = base.family.targets if adapter.target_modules == "auto" else adapter.target_modules
-    forward: Forward = _autocast_forward if base.family.needs_autocast else _plain_forward
+    forward = _base_forward(base, data)
     if adapter.kind == "prompt":
         expect_promptable(base, adapter.virtual_tokens, data)
         settings = _prompt_settings(base, adapter, data, heads)
