@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import client.site
 from common.config.load import load_run_config
@@ -70,6 +70,8 @@ class PlannedRun:
             )
 
 
+Task = TypeVar("Task")
+
 Watching = Callable[[PlannedRun], AbstractContextManager[Observer]]
 """Gives whoever is told of a run while it goes on."""
 
@@ -101,9 +103,34 @@ def run_missing(planned: Sequence[PlannedRun], *, device: str = "auto", watching
     Raises:
         FedtuneError: for whatever keeps a run from completing; complete runs and checkpoints are kept.
     """
-    pending = [run for run in planned if run.summary() is None]
+
+    def run(missing: PlannedRun) -> None:
+        with watching(missing) as observer:
+            run_one(missing, observer, device)
+
+    do_missing(planned, lambda one: one.summary() is not None, lambda one: one.folder, run)
+
+
+def do_missing(
+    tasks: Sequence[Task], is_done: Callable[[Task], bool], place: Callable[[Task], Path], do: Callable[[Task], None]
+) -> None:
+    """Do each task that is not done, under the lock of its place, until all are done here or in another process.
+
+    Args:
+        tasks: in the order to do them.
+        is_done: whether a task's result is there.
+        place: where its result goes; the lock lies beside it.
+        do: does it; called with the lock held, for a task that is not done.
+    """
+    pending = [task for task in tasks if not is_done(task)]
     while pending:
-        left = [run for run in pending if not _run_unless_taken(run, device, watching)]
+        left = []
+        for task in pending:
+            with run_lock(place(task)) as free:
+                if not free:
+                    left.append(task)
+                elif not is_done(task):
+                    do(task)
         if len(left) == len(pending):
             time.sleep(POLL_S)
         pending = left
@@ -137,16 +164,6 @@ def run_lock(folder: Path) -> Iterator[bool]:
             yield False
             return
         yield True
-
-
-def _run_unless_taken(run: PlannedRun, device: str, watching: Watching) -> bool:
-    with run_lock(run.folder) as free:
-        if not free:
-            return False
-        if run.summary() is None:
-            with watching(run) as observer:
-                run_one(run, observer, device)
-        return True
 
 
 def _remove_unstarted(folder: Path) -> None:

@@ -103,7 +103,3 @@ def look(index: int) -> dict[str, str]:
     turn = index // len(COLOURS)
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[(index + turn) % len(MARKERS)]}
 
-
-def shown_metric(headline: str) -> tuple[str, float]:
-    """Return how a metric is labelled and what it is multiplied by: shares are shown in per cent."""
-    return ("accuracy, %", 100.0) if headline == "accuracy" else (headline.replace("_", " "), 1.0)
