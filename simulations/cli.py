@@ -15,12 +15,17 @@ from rich.table import Table
 from common.config.load import load_run_config
 from common.config.run import RunConfig
 from common.console import INTERRUPTED, error_console, new_app, one_line_errors
+from simulations.commands.baselines import baselines
+from simulations.commands.compare import compare
 from simulations.commands.options import AsJson, Config, Debug, Device, Overrides, Threads, set_up
+from simulations.commands.report import report
+from simulations.commands.sweep import sweep
 
 app = new_app(
     "fedtune-sim",
     "Simulate a federation on this machine: the same round loop, trainer and wire format as a deployment.",
 )
+
 
 @app.command()
 def run(
@@ -99,6 +104,12 @@ def check(
             sys.stdout.write(json.dumps(plan, indent=2, ensure_ascii=False) + "\n")
         else:
             _print_plan(plan)
+
+
+app.command()(baselines)
+app.command()(compare)
+app.command()(sweep)
+app.command()(report)
 
 
 @app.command()

@@ -211,8 +211,8 @@ def _privacy(configs: Mapping[str, RunConfig], seed: int) -> dict[str, str]:
 def _notes(config: RunConfig, seeds: Sequence[int], sites: Mapping[str, Any], shared: bool) -> list[str]:
     notes = [
         "Intervals are 95 % each, one site at a time: among many sites one in twenty is called wrongly by chance.",
-        "They are of paired differences on a site's test rows (adjusted Wald for right and wrong, Agresti and Min 2005; "
-        "t otherwise)" + (", with the spread over seeds added." if len(seeds) > 1 else "."),
+        "They are of paired differences on a site's test rows (adjusted Wald for right and wrong answers, Agresti and "
+        "Min 2005; t otherwise)" + (", with the spread over seeds added." if len(seeds) > 1 else "."),
     ]
     if len(seeds) == 1:
         notes.append("One seed: the intervals speak of other test rows, not of another run. Use --seeds 3 or more.")

@@ -86,9 +86,7 @@ def baseline_configs(config: RunConfig) -> dict[str, RunConfig]:
     """Return the config of each baseline; head only where there is a head and it is not the run itself."""
     configs = {BASE: config, ALONE: alone_config(config), JOINED: config, POOLED: config}
     if config.data.task == "classification" and config.adapter.kind != "head_only":
-        adapter = config.adapter.model_copy(
-            update={"kind": "head_only", "target_modules": "auto", "dropout": 0.0}
-        )
+        adapter = config.adapter.model_copy(update={"kind": "head_only", "target_modules": "auto", "dropout": 0.0})
         configs[HEAD_ONLY] = config.model_copy(update={"adapter": adapter})
     return configs
 

@@ -90,7 +90,9 @@ def _configs(path: Path, overrides: Sequence[str], changes: Sequence[str]) -> di
         name, colon, override = change.partition(":")
         changeable = [known for known in configs if known not in ("base", "joined")]
         if not colon or name not in changeable:
-            raise ConfigError(f"--change {change!r} names no baseline; expected one of {', '.join(changeable)}, a colon.")
+            raise ConfigError(
+                f"--change {change!r} names no baseline; expected one of {', '.join(changeable)}, a colon."
+            )
         own.setdefault(name, []).append(override)
     for name, added in own.items():
         configs[name] = baseline_configs(load_run_config(path, [*overrides, *added]))[name]

@@ -66,7 +66,7 @@ def compare(
     _expect_comparable(variants)
     planned = plan_runs(folder / "runs", [(variant.label, variant.config) for variant in variants], seeds)
     run_missing(planned, device=device, watching=watching)
-    figures = {
+    figures: dict[str, Any] = {
         "kind": "compare",
         "headline": TASKS[variants[0].config.data.task].headline,
         "higher_is_better": TASKS[variants[0].config.data.task].higher_is_better,

@@ -90,7 +90,9 @@ def _ends(comparison: Comparison) -> Picture:
             _rows(panel, [f"{found['second']}\nminus {found['first']}" for found in differences])
             unit = "points of accuracy" if factor > 1 else label
             panel.set(title="differences, paired by seed", xlabel=unit)
-        caption = "Left, the metric after the run: strokes are seeds, dots their mean. Right, differences of two variants."
+        caption = (
+            "Left, the metric after the run: strokes are seeds, dots their mean. Right, differences of two variants."
+        )
         return canvas.picture("after", f"{caption} Bars are 95 % t-intervals over seeds, where there are several.")
 
 

@@ -33,8 +33,8 @@ def comparison_page(folder: Path) -> Page:
     after = Part(
         "After the run",
         [
-            "Mean over seeds ± half the width of the 95 % t-interval. MB are up and down, all sites; ε is the largest at "
-            "any site; worst site is the site where the adapter does worst."
+            "Mean over seeds ± half the width of the 95 % t-interval. MB are up and down, all sites; ε is the largest "
+            "at any site; worst site is the site where the adapter does worst."
         ],
         [Rows(["variant", "before", *COLUMNS], [[name, *cells] for name, cells in rows])],
         [ends],
@@ -44,10 +44,16 @@ def comparison_page(folder: Path) -> Page:
         [
             "Two variants with the same seed share start, data order and sites, so their difference is taken seed by "
             "seed. “no” means that the interval holds 0. With many pairs some exclude 0 by chance.",
-            "Where a variant was chosen by what it does on these test rows, its figure here is too good: choose on other "
-            "rows, as fedtune-sim sweep does.",
+            "Where a variant was chosen by what it does on these test rows, its figure here is too good: choose on "
+            "other rows, as fedtune-sim sweep does.",
         ],
-        [Rows(["variant", "minus", f"difference in {label}", "decided"], differences, text_columns=frozenset({0, 1, 3}))],
+        [
+            Rows(
+                ["variant", "minus", f"difference in {label}", "decided"],
+                differences,
+                text_columns=frozenset({0, 1, 3}),
+            )
+        ],
     )
     return Page(
         f"Comparison of {len(rows)} variants" if len(rows) > 1 else f"{rows[0][0]} over seeds",

@@ -102,7 +102,7 @@ def _by_site(summary: dict[str, Any]) -> Rows:
 
     body = [
         [
-            site, metric(headline, before.get(site, {}).get(headline)), metric(headline, after.get(site, {}).get(headline)),
+            site, *(metric(headline, part.get(site, {}).get(headline)) for part in (before, after)),
             f"{summary['epsilon'][site]:.2f}" if site in summary["epsilon"] else NOTHING,
             megabytes("bytes_up", site), megabytes("bytes_down", site),
         ]

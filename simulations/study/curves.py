@@ -13,7 +13,7 @@ from common.run_folder import RunFolder
 from server.summary import epsilon_by_site
 
 SIMULATED = "simulated"
-"""Key of a round record's seconds that holds the simulated seconds of the round, where devices and links are modelled."""
+"""Key, in a round record's seconds, of the simulated seconds of the round, where devices and links are modelled."""
 
 
 @dataclass(frozen=True)

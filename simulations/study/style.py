@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -75,7 +75,7 @@ def drawing(columns: int = 1, rows: int = 1, *, width: float = 4.6, height: floa
         width: of a panel, inches.
         height: of a panel, inches.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(cast(Any, _STYLE)):
         figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False)
         yield Canvas(figure, [axes for row in panels for axes in row])
@@ -98,8 +98,7 @@ class Canvas:
         return Picture(name, caption, drawn["svg"], drawn["png"])
 
 
-def look(index: int) -> dict[str, str]:
+def look(index: int) -> dict[str, Any]:
     """Return colour and marker of the n-th series; after eight, markers go on changing against the colours."""
     turn = index // len(COLOURS)
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[(index + turn) % len(MARKERS)]}
-
