@@ -49,13 +49,14 @@ def _gains(figures: Mapping[str, Any]) -> Picture:
 def _levels(figures: Mapping[str, Any]) -> Picture:
     label, factor = shown_metric(figures["headline"])
     sites = [site for site, found in figures["sites"].items() if found["metrics"]]
-    with drawing(width=7.6, height=1.9 + 0.34 * (len(sites) + 1)) as canvas:
+    with drawing(width=7.6, height=1.9 + 0.42 * (len(sites) + 1)) as canvas:
         (panel,) = canvas.panels
         for index, name in enumerate(name for name in _SERIES if name in figures["titles"]):
             values = [factor * figures["sites"][site]["metrics"][name] for site in sites]
             values.append(factor * figures["overall"][name]["value"])
             panel.plot(
-                values, range(len(values)), MARKERS[index], color=_COLOUR[name], markersize=7.5,
+                values, [row + 0.13 * (index - 2) for row in range(len(values))], MARKERS[index], color=_COLOUR[name],
+                markersize=6.5,
                 label=figures["titles"][name], alpha=0.9, linestyle="none",
             )  # fmt: skip
         panel.set_yticks(range(len(sites) + 1), [*sites, "all rows"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.markup import escape
@@ -13,23 +13,31 @@ from simulations.study.shown import NOTHING, estimate_of, metric, signed_interva
 SHORT = {"base": "base", "alone": "alone", "head_only": "head only", "joined": "joined", "pooled": "pooled"}
 
 
-def baseline_head(figures: Mapping[str, Any]) -> list[str]:
-    """Return the columns."""
-    p = ["p"] if figures["headline"] == "accuracy" else []
-    return ["site", "rows", *(SHORT[name] for name in figures["titles"]), "gain [95 %]", *p, "better"]
+def level_head(figures: Mapping[str, Any]) -> list[str]:
+    """Return the columns of :func:`level_rows`."""
+    return ["site", "test rows", *(SHORT[name] for name in figures["titles"])]
 
 
-def baseline_rows(figures: Mapping[str, Any]) -> list[list[str]]:
-    """Return a row of cells a site, and that of all sites last."""
-    names = list(figures["titles"])
-    rows = []
-    for site, found in figures["sites"].items():
-        levels = [metric(figures["headline"], found["metrics"].get(name)) for name in names]
-        rows.append([site, str(found["test_rows"]), *levels, *_gain(found["gain"], figures)])
+def level_rows(figures: Mapping[str, Any]) -> list[list[str]]:
+    """Return how well every baseline does on each site's test rows, and over all rows last."""
+    names, headline = list(figures["titles"]), figures["headline"]
+    rows = [
+        [site, str(found["test_rows"]), *(metric(headline, found["metrics"].get(name)) for name in names)]
+        for site, found in figures["sites"].items()
+    ]
     total = sum(found["test_rows"] for found in figures["sites"].values())
-    levels = [metric(figures["headline"], figures["overall"][name]["value"]) for name in names]
-    rows.append(["all rows", str(total), *levels, *_gain(figures["gain_overall"]["alone"], figures)])
-    return rows
+    return [*rows, ["all rows", str(total), *(metric(headline, figures["overall"][name]["value"]) for name in names)]]
+
+
+def gain_head(figures: Mapping[str, Any], of: str) -> list[str]:
+    """Return the columns of gains, the first being ``of``."""
+    return [of, f"gain, {figures['unit']}", *(["p"] if figures["headline"] == "accuracy" else []), "better"]
+
+
+def gain_rows(figures: Mapping[str, Any]) -> list[list[str]]:
+    """Return what each site gains by joining over training alone, and all sites last."""
+    rows = [[site, *_gain(found["gain"], figures)] for site, found in figures["sites"].items()]
+    return [*rows, ["all sites", *_gain(figures["gain_overall"]["alone"], figures)]]
 
 
 def overall_rows(figures: Mapping[str, Any]) -> list[list[str]]:
@@ -41,26 +49,29 @@ def overall_rows(figures: Mapping[str, Any]) -> list[list[str]]:
 
 
 def baseline_tables(figures: Mapping[str, Any]) -> list[Table]:
-    """Return the tables by site and over all rows."""
+    """Return the tables: levels by site, gains by site, gains over all rows."""
     seeds = len(figures["seeds"])
-    table = Table(
-        title=f"{figures['name']}: does joining beat training alone? {figures['headline']} on each site's test rows, "
-        f"{seeds} {'seed' if seeds == 1 else 'seeds'}",
-        title_justify="left",
-    )
-    rows = baseline_rows(figures)
-    for number, column in enumerate(baseline_head(figures)):
-        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold", no_wrap=number > 0)
-    for cells in rows[:-1]:
-        table.add_row(*map(escape, cells))
-    table.add_section()
-    table.add_row(*map(escape, rows[-1]), style="bold")
-    overall = Table(title=f"gain by joining over all test rows, {figures['unit']}", title_justify="left")
-    for number, column in enumerate(["over", *baseline_head(figures)[2 + len(figures["titles"]) :]]):
-        overall.add_column(column, justify="left" if number == 0 else "right")
-    for cells in overall_rows(figures):
-        overall.add_row(*map(escape, cells))
-    return [table, overall]
+    counted = f"{seeds} {'seed' if seeds == 1 else 'seeds'}"
+    title = f"{figures['name']}: {figures['headline']} on each site's test rows, {counted}"
+    return [
+        _table(title, level_head(figures), level_rows(figures), total=True),
+        _table(
+            "Does joining beat training alone? Gain [95 %]", gain_head(figures, "site"), gain_rows(figures), total=True
+        ),
+        _table("Gain by joining over all test rows [95 %]", gain_head(figures, "over"), overall_rows(figures)),
+    ]
+
+
+def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], *, total: bool = False) -> Table:
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(head):
+        table.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=number > 0)
+    for number, cells in enumerate(rows, start=1):
+        last = total and number == len(rows)
+        table.add_row(
+            *map(escape, cells), style="bold" if last else None, end_section=total and number == len(rows) - 1
+        )
+    return table
 
 
 def _gain(gain: Mapping[str, Any] | None, figures: Mapping[str, Any]) -> list[str]:

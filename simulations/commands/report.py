@@ -19,7 +19,7 @@ def report(
     with one_line_errors(debug):
         from simulations.study.extra import expect_extra
 
-        expect_extra("sweep", "a report")
+        expect_extra("plots", "a report")
         set_up(debug, None)
         from rich.console import Console
 

@@ -60,7 +60,7 @@ def _line(
     panel.plot(x, [estimate.value for estimate in estimates], label=name, **style)
     if all(estimate.low is not None for estimate in estimates):
         low, high = ([getattr(estimate, end) for estimate in estimates] for end in ("low", "high"))
-        panel.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        panel.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)
 
 
 def _known(runs: Sequence[Sequence[Point]], along: Callable[[Point], float | None]) -> bool:

@@ -11,7 +11,8 @@ from rich.table import Table
 from simulations.study.intervals import Estimate
 from simulations.study.shown import estimate_of, mean_and_half, shown_metric, signed_interval
 
-COLUMNS = ("after", "worst site", "ε", "MB", "seconds")
+COLUMNS = ("before", "after", "worst site", "ε", "MB", "seconds")
+"""Of :func:`variant_rows`; a terminal gets those in the middle."""
 
 
 def comparison_tables(figures: Mapping[str, Any]) -> list[Table]:
@@ -19,17 +20,17 @@ def comparison_tables(figures: Mapping[str, Any]) -> list[Table]:
     label, factor = shown_metric(figures["headline"])
     seeds = len(figures["seeds"])
     after = Table(
-        title=f"{label} after the run, {seeds} {'seed' if seeds == 1 else 'seeds'}; ± is the 95 % t-interval over them",
+        title=f"{label} after the run, {seeds} {'seed' if seeds == 1 else 'seeds'} (± half of the 95 % t-interval)",
         title_justify="left",
     )
     after.add_column("variant", overflow="fold")
-    for column in ("before", *COLUMNS):
+    for column in COLUMNS[1:-1]:
         after.add_column(column, justify="right", no_wrap=True)
     for name, cells in variant_rows(figures):
-        after.add_row(escape(name), *cells)
+        after.add_row(escape(name), *cells[1:-1])
     tables = [after]
     if figures["differences"]:
-        table = Table(title=f"differences in {label}, paired by seed, 95 % t-intervals", title_justify="left")
+        table = Table(title="differences, paired by seed [95 % t-interval]", title_justify="left")
         table.add_column("variant", overflow="fold")
         table.add_column("minus", overflow="fold")
         for column in ("difference", "decided"):
@@ -41,7 +42,7 @@ def comparison_tables(figures: Mapping[str, Any]) -> list[Table]:
 
 
 def variant_rows(figures: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """Return the label of each variant and its cells: before, then :data:`COLUMNS`."""
+    """Return the label of each variant and its cells, see :data:`COLUMNS`."""
     _, factor = shown_metric(figures["headline"])
     rows = []
     for name, found in figures["variants"].items():

@@ -36,7 +36,7 @@ def comparison_page(folder: Path) -> Page:
             "Mean over seeds ± half the width of the 95 % t-interval. MB are up and down, all sites; ε is the largest "
             "at any site; worst site is the site where the adapter does worst."
         ],
-        [Rows(["variant", "before", *COLUMNS], [[name, *cells] for name, cells in rows])],
+        [Rows(["variant", *COLUMNS], [[name, *cells] for name, cells in rows])],
         [ends],
     )
     paired = Part(

@@ -11,8 +11,8 @@ from common.errors import ConfigError
 from simulations.report.listing import config_listing
 from simulations.report.page import Page, Part, Rows
 from simulations.study.shown import metric
+from simulations.sweep.files import BEST, RESULT
 from simulations.sweep.pictures import sweep_pictures
-from simulations.sweep.search import BEST, RESULT
 from simulations.sweep.tables import trial_head, trial_rows
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import simulations.baselines.baselines as baselines
 import simulations.compare.compare as comparison
-import simulations.sweep.search as sweep
+import simulations.sweep.files as sweep
 from common.atomic import write_atomic
 from common.errors import ConfigError
 from simulations.report.of_baselines import baselines_page

@@ -41,4 +41,4 @@ def signed_interval(estimate: Estimate | None, digits: int = 1) -> str:
 
 def shown_metric(headline: str) -> tuple[str, float]:
     """Return how a metric is labelled and what it is multiplied by: shares are shown in per cent."""
-    return ("accuracy, %", 100.0) if headline == "accuracy" else (headline.replace("_", " "), 1.0)
+    return ("accuracy (%)", 100.0) if headline == "accuracy" else (headline.replace("_", " "), 1.0)

@@ -50,9 +50,10 @@ def search_cost(
             continue
         bare = len(protected) < len(started)
         delta = min(_delta(config, what) for config, _ in protected)
+        rdp = any(config.privacy.accountant == "rdp" for config, _ in protected)
         cost[what] = {
-            "epsilon_of_best": max((_spent([segments_of(*run)], delta) for run in best), default=None),
-            "epsilon_of_search": None if bare else _spent([segments_of(*run) for run in started], delta),
+            "epsilon_of_best": max((_spent([segments_of(*run)], delta, rdp=rdp) for run in best), default=None),
+            "epsilon_of_search": None if bare else _spent([segments_of(*run) for run in started], delta, rdp=rdp),
             "delta": delta,
             "runs": len(started),
         }
@@ -101,7 +102,7 @@ def _on_sites(config: RunConfig, folder: Path) -> dict[str, list[Segment]]:
     return {} if mechanism is None else {"any site": [mechanism.segment(rounds)]}
 
 
-def _spent(parts: Sequence[dict[str, list[Segment]]], delta: float) -> float:
+def _spent(parts: Sequence[dict[str, list[Segment]]], delta: float, *, rdp: bool) -> float:
     """Return the largest ε over who is protected, all parts composed."""
     together: dict[str, list[Segment]] = {}
     for part in parts:
@@ -109,7 +110,7 @@ def _spent(parts: Sequence[dict[str, list[Segment]]], delta: float) -> float:
             together.setdefault(who, []).extend(segments)
     return max(
         (
-            epsilon_spent(segments, delta, "prv" if len(merge(segments)) <= MANY else "rdp")
+            epsilon_spent(segments, delta, "rdp" if rdp or len(merge(segments)) > MANY else "prv")
             for segments in together.values()
         ),
         default=0.0,

@@ -7,7 +7,7 @@ from itertools import accumulate
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from simulations.study.style import COLOURS, GREY, Picture, drawing
 
@@ -65,7 +65,8 @@ def _settings(result: Mapping[str, Any]) -> Picture:
 
 
 def _slice(panel: Axes, key: str, result: Mapping[str, Any]) -> None:
-    complete = [trial for trial in result["trials"] if trial["value"] is not None]
+    best = result["best"]["number"]
+    complete = sorted((t for t in result["trials"] if t["value"] is not None), key=lambda t: bool(t["number"] == best))
     values = [trial["params"][key] for trial in complete]
     if any(isinstance(value, str) for value in values):
         names = sorted(set(values))
@@ -74,6 +75,9 @@ def _slice(panel: Axes, key: str, result: Mapping[str, Any]) -> None:
         values = [names.index(value) for value in values]
     elif key in result["log"]:
         panel.set_xscale("log")
-    colours = [COLOURS[1] if trial["number"] == result["best"]["number"] else COLOURS[0] for trial in complete]
+        panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.xaxis.set_minor_formatter(NullFormatter())
+    colours = [COLOURS[1] if trial["number"] == best else COLOURS[0] for trial in complete]
     panel.scatter(values, [trial["value"] for trial in complete], c=colours, s=34, alpha=0.85, zorder=3)
     panel.set(xlabel=key, ylabel="worth")

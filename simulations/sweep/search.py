@@ -33,10 +33,10 @@ from server.rounds import Outcome
 from simulations.study.curves import curve
 from simulations.study.runs import PlannedRun, Watching, do_missing, run_lock, run_one, unwatched
 from simulations.sweep.cost import cost_sentences, search_cost
+from simulations.sweep.files import BEST, PLAN, RESULT, STORAGE
 from simulations.sweep.plan import SweepPlan
 from simulations.sweep.space import Value, grid_points
 
-PLAN, STORAGE, RESULT, BEST = "sweep.yaml", "sweep.db", "sweep.json", "best.yaml"
 _DIVERGED = "diverged"
 """User attribute of a trial that failed by itself; a failed one without it was cut short from outside."""
 

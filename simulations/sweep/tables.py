@@ -53,7 +53,8 @@ def sweep_table(result: Mapping[str, Any]) -> Table:
     shown = f"{len(rows)} trials" if len(rows) <= TOP else f"the best {TOP} of {len(rows)} trials"
     table = Table(title=f"{result['name']}: {shown}, judged on {result['judged_on']}", title_justify="left")
     for number, column in enumerate(trial_head(result)):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
+        # A dotted key may break at its dots.
+        table.add_column(column.replace(".", ".\n"), justify="right" if number else "left", overflow="fold")
     for cells in rows[:TOP]:
         table.add_row(*map(escape, cells))
     return table
