@@ -67,8 +67,8 @@ def slug(label: str) -> str:
 
 def _parse(text: str, common: tuple[str, ...]) -> Variant:
     head, *own = text.split("@")
-    label, equals, path = head.partition("=")
-    config = load_run_config(Path(path if equals else head), (*common, *own))
+    label, equals, path = head.rpartition("=")
+    config = load_run_config(Path(path), (*common, *own))
     if equals and not label.strip():
         raise ConfigError(f"variant {text!r} has an empty label; expected [LABEL=]CONFIG[@KEY=VALUE].")
     return Variant(label.strip() if equals else ", ".join([config.name, *map(_short, own)]), config)
