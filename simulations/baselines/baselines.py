@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ def run_baselines(
     *,
     device: str = "auto",
     watching: Watching = unwatched,
+    saying: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Train what is missing, compare, and write ``baselines.json``.
 
@@ -67,13 +68,14 @@ def run_baselines(
         folder: of the baselines; what is complete in it is not repeated.
         device: to compute on.
         watching: who is told of the federated runs.
+        saying: told of everything else as it begins.
 
     Raises:
         FedtuneError: for a config without a test part, or whatever keeps a run from completing.
     """
     _expect_paired(configs)
     work = plan_work(configs, seeds, folder)
-    do_work(work, folder, device=device, watching=watching)
+    do_work(work, folder, device=device, watching=watching, saying=saying)
     figures = _figures(configs, seeds, _loaded(work, seeds))
     write_atomic(folder / FILE, (json.dumps(figures, indent=2, ensure_ascii=False) + "\n").encode())
     return figures

@@ -13,7 +13,7 @@ name          whose adapter
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,10 +91,22 @@ def baseline_configs(config: RunConfig) -> dict[str, RunConfig]:
     return configs
 
 
-def do_work(work: Sequence[Work], folder: Path, *, device: str, watching: Watching) -> None:
-    """Train and score what is missing; several processes may work side by side."""
+def do_work(
+    work: Sequence[Work], folder: Path, *, device: str, watching: Watching, saying: Callable[[str], None]
+) -> None:
+    """Train and score what is missing; several processes may work side by side.
+
+    Args:
+        work: what is to be there.
+        folder: of the baselines.
+        device: to compute on.
+        watching: who is told of the federated runs.
+        saying: told of everything else as it begins.
+    """
 
     def do(one: Work) -> None:
+        if one.name not in (JOINED, HEAD_ONLY):
+            saying(one.title)
         adapter = _trained(one, folder, device, watching)
         data = load_federated_data(one.config.data, one.config.seed)
         evaluator = Evaluator(resident_model(one.config, device), one.config, data.test)

@@ -59,7 +59,8 @@ def baselines(
         folder = Path("runs") / f"{configs['joined'].name}-baselines" if out is None else out
         console = Console(quiet=as_json)
         with kept_on_interrupt():
-            figures = run_baselines(configs, range(seeds), folder, device=device, watching=RunLines(console))
+            lines = RunLines(console)
+            figures = run_baselines(configs, range(seeds), folder, device=device, watching=lines, saying=lines.say)
             for picture in baseline_pictures(figures):
                 picture.save(folder)
             write_report(folder)
