@@ -30,7 +30,7 @@ def sweep_page(folder: Path) -> Page:
         raise ConfigError(f"{folder / RESULT} cannot be read ({type(error).__name__}); expected a sweep.") from error
     best, trials = result["best"], result["trials"]
     states = [trial["state"] for trial in trials]
-    counted = ", ".join(f"{states.count(state)} {state}" for state in ("complete", "pruned", "diverged"))
+    counted = ", ".join(f"{states.count(state)} {state}" for state in ("complete", "pruned", "failed"))
     facts = [("trials", str(len(trials)))]
     for found in (result["privacy"] or {}).values():
         search = found["epsilon_of_search"]

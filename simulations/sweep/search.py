@@ -37,7 +37,7 @@ from simulations.sweep.files import BEST, PLAN, RESULT, STORAGE
 from simulations.sweep.plan import SweepPlan
 from simulations.sweep.space import Value, grid_points
 
-_DIVERGED = "diverged"
+_FAILED = "failed"
 """User attribute of a trial that failed by itself; a failed one without it was cut short from outside."""
 
 
@@ -123,7 +123,7 @@ def _one_trial(
         except optuna.TrialPruned:
             study.tell(trial, state=TrialState.PRUNED)
         except RunError as error:
-            trial.set_user_attr(_DIVERGED, str(error))
+            trial.set_user_attr(_FAILED, str(error))
             study.tell(trial, state=TrialState.FAIL)
     return True
 
@@ -202,7 +202,7 @@ def _ask_again(study: optuna.Study, folder: Path) -> None:
 
 
 def _cut_short(trial: FrozenTrial) -> bool:
-    return trial.state == TrialState.FAIL and _DIVERGED not in trial.user_attrs
+    return trial.state == TrialState.FAIL and _FAILED not in trial.user_attrs
 
 
 def _lock(folder: Path, number: int) -> Path:
@@ -239,7 +239,7 @@ def _result(plan: SweepPlan, study: optuna.Study, folder: Path) -> dict[str, Any
         trials.append(
             {
                 "number": trial.number,
-                "state": trial.state.name.lower() if _DIVERGED not in trial.user_attrs else _DIVERGED,
+                "state": trial.state.name.lower() if _FAILED not in trial.user_attrs else _FAILED,
                 "params": trial.params,
                 "value": trial.value if trial.state == TrialState.COMPLETE else None,
                 "reported": trial.intermediate_values,

@@ -25,7 +25,7 @@ from common.config.yaml_text import parse_value
 from common.errors import ConfigError
 
 Value = float | int | str
-_RANGE = re.compile(r"^(?P<log>log:)?(?P<low>[^.\s][^\s]*?)\.\.(?P<high>[^\s/]+)(?:/(?P<step>[^\s/]+))?$")
+_RANGE = re.compile(r"^(?P<log>log:)?(?P<low>[^\s]+?)\.\.(?P<high>[^\s/]+)(?:/(?P<step>[^\s/]+))?$")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -89,6 +90,7 @@ def test_differences_are_paired_by_seed() -> None:
     assert paired_differences({"a": [0.5]}) == []
 
 
+@pytest.mark.slow
 def test_half_done_comparison_goes_on_where_it_was(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
     variants = [Variant("fedit", make_config()), Variant("ffa", make_config(aggregation={"method": "ffa_lora"}))]
     whole = compare(variants, [0, 1], tmp_path / "whole").figures
@@ -133,34 +135,37 @@ def test_folder_without_a_checkpoint_is_begun_anew_and_foreign_files_are_kept(
     assert (other.folder / "thesis.txt").read_text() == "mine"
 
 
-def _hold(folder: str, ready: Any, release: Any) -> None:
-    with run_lock(Path(folder)) as free:
-        assert free
-        ready.set()
-        release.wait(60)
+HOLD = (
+    "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); "
+    "print('held', flush=True); sys.stdin.readline()"
+)
 
 
 def test_run_of_another_process_is_waited_for_and_taken_over(
     make_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
-    context = multiprocessing.get_context("spawn")
-    ready, release = context.Event(), context.Event()
     taken, free = plan_runs(tmp_path, [("a", make_config(federation={"rounds": 1}))], [0, 1])
-    process = context.Process(target=_hold, args=(str(taken.folder), ready, release))
-    process.start()
-    try:
-        assert ready.wait(60)
-        order: list[int] = []
+    lock = taken.folder.parent / f".{taken.folder.name}.lock"
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    order: list[int] = []
 
-        def watching(run: PlannedRun) -> AbstractContextManager[Observer]:
-            order.append(run.seed)
-            release.set()  # the other process ends without having run anything
-            return nullcontext(Observer())
+    def watching(run: PlannedRun) -> AbstractContextManager[Observer]:
+        order.append(run.seed)
+        process.kill()  # the other process ends without having run anything
+        process.wait(60)
+        return nullcontext(Observer())
 
-        run_missing([taken, free], watching=watching)
-    finally:
-        release.set()
-        process.join(60)
+    with process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "held\n"
+            with run_lock(taken.folder) as is_free:
+                assert not is_free
+            run_missing([taken, free], watching=watching)
+        finally:
+            process.kill()
     assert order == [1, 0]
     assert taken.summary() is not None
 

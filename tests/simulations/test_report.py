@@ -53,7 +53,7 @@ def test_every_place_of_a_page_is_escaped() -> None:
     part = Part(HOSTILE, [HOSTILE], [Rows([HOSTILE], [[HOSTILE]])], [picture], HOSTILE)
     tags = read(render(Page(HOSTILE, HOSTILE, [(HOSTILE, HOSTILE)], [part])))
     assert "script" not in tags.tags
-    assert tags.text.count(HOSTILE) == 10
+    assert tags.text.count(HOSTILE) == 11
     assert b"<script" not in picture.svg
 
 
