@@ -147,6 +147,11 @@ def _read(agreed: RunConfig, site_config: SiteConfig) -> SiteRows:
     return SiteRows(examples, _persons(examples), ledger)
 
 
+def forget_virtual_sites() -> None:
+    """Forget the virtual sites that this process holds, and with them their models."""
+    _tokenised.cache_clear()
+
+
 @lru_cache(maxsize=4096)
 def _tokenised(config: RunConfig, name: str, model: AdaptedModel) -> Site:
     examples = load_federated_data(config.data, config.seed).train[name]

@@ -64,14 +64,23 @@ class Evaluator:
 
     def __call__(self, adapter: Mapping[str, Tensor]) -> Evaluation:
         """Evaluate ``adapter`` (tensors by saved name)."""
-        self._model.load(adapter)
-        sums = self._sums()
+        sums = self.row_sums(adapter)
         owner = torch.tensor(self._owner)
         by_site = {site: self._metrics(sums[owner == index].sum(dim=0)) for index, site in enumerate(self._sites)}
         headline = self._task.headline
         sign = 1.0 if self._task.higher_is_better else -1.0
         worst = min(by_site, key=lambda site: sign * by_site[site][headline], default=None)
         return Evaluation(self._metrics(sums.sum(dim=0)), by_site, worst)
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """The site of every row, in the order of :meth:`row_sums`."""
+        return tuple(self._sites[index] for index in self._owner)
+
+    def row_sums(self, adapter: Mapping[str, Tensor]) -> Tensor:
+        """Return what every row adds to the metrics under ``adapter``: float64 [N, len(task.sum_names)]."""
+        self._model.load(adapter)
+        return self._sums()
 
     def _metrics(self, added: Tensor) -> Metrics:
         return self._task.metrics(dict(zip(self._task.sum_names, added.tolist(), strict=True)))

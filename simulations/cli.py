@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
 from common.config.load import load_run_config
 from common.config.run import RunConfig
 from common.console import INTERRUPTED, error_console, new_app, one_line_errors
-from common.quiet import quiet_dependencies
+from simulations.commands.baselines import baselines
+from simulations.commands.compare import compare
+from simulations.commands.options import AsJson, Config, Debug, Device, Overrides, Threads, set_up
+from simulations.commands.report import report
+from simulations.commands.sweep import sweep
 
 if TYPE_CHECKING:
     from simulations.engines.settings import EngineSettings
@@ -26,19 +28,6 @@ app = new_app(
     "fedtune-sim",
     "Simulate a federation on this machine: the same round loop, trainer and wire format as a deployment.",
 )
-
-Config = Annotated[Path, typer.Argument(help="Run config in YAML; configs/ has some that work.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key; repeatable."),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-Threads = Annotated[
-    int | None,
-    typer.Option(min=1, help="CPU threads, of each worker where there are several; default: the cores shared out."),
-]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and log in detail.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -61,7 +50,7 @@ def run(
 ) -> None:
     """Run a federation and leave adapter, metrics and summary in the run folder."""
     with one_line_errors(debug):
-        _set_up(debug, threads)
+        set_up(debug, threads)
         from simulations.engines.settings import EngineSettings
         from simulations.run import new_run_folder, newest_run_folder
 
@@ -121,7 +110,7 @@ def check(
 ) -> None:
     """Validate config, data and model without training, and say what a run would do."""
     with one_line_errors(debug):
-        _set_up(debug, None)
+        set_up(debug, None)
         from simulations.check import check_run
 
         plan = check_run(load_run_config(config, overrides or ()), device)
@@ -129,6 +118,12 @@ def check(
             sys.stdout.write(json.dumps(plan, indent=2, ensure_ascii=False) + "\n")
         else:
             _print_plan(plan)
+
+
+app.command()(baselines)
+app.command()(compare)
+app.command()(sweep)
+app.command()(report)
 
 
 @app.command()
@@ -146,10 +141,10 @@ def audit(
 ) -> None:
     """Attack a run, with and without its noise, and set the measured ε beside the claimed one."""
     with one_line_errors(debug):
-        _set_up(debug, threads)
-        from simulations.audit.extra import expect_installed
+        set_up(debug, threads)
+        from simulations.study.extra import expect_extra
 
-        expect_installed()
+        expect_extra("audit", "the audit")
         from simulations.audit.audit import AuditOptions
         from simulations.audit.command import audit_and_print
         from simulations.run import new_run_folder
@@ -189,19 +184,6 @@ def _print_plan(plan: dict[str, Any]) -> None:
         *(f"Advice. {sentence}" for sentence in plan["advice"]),
     ):
         console.print(line, markup=False, highlight=False)
-
-
-def _set_up(debug: bool, threads: int | None) -> None:
-    quiet_dependencies()
-    logging.basicConfig(
-        level=logging.DEBUG if debug else logging.WARNING,
-        format="%(message)s",
-        handlers=[RichHandler(console=error_console(), show_path=debug, show_time=debug, markup=False)],
-    )
-    import torch
-
-    if threads is not None:
-        torch.set_num_threads(threads)
 
 
 def main() -> None:

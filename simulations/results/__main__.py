@@ -9,50 +9,52 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
+from common.config.load import load_run_config
+from common.config.run import RunConfig
+from simulations.commands.options import set_up
+from simulations.commands.progress import RunLines
 from simulations.results.lines import GRIDS, TABLES, Grid, Line
+from simulations.study.intervals import over_seeds
+from simulations.study.runs import PlannedRun, run_missing
+from simulations.study.shown import mean_and_half
+from simulations.study.variants import slug
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "runs" / "results"
 PAGE = ROOT / "docs" / "results.md"
 
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
-"""Two-sided 95 % quantiles of Student's t for n runs (n - 1 degrees of freedom)."""
-
 
 def folder_of(line: Line, seed: int) -> Path:
     """Return the run folder of a line and seed."""
-    slug = "-".join("".join(c if c.isalnum() and c.isascii() else " " for c in line.label).split()).lower()
-    return RUNS / f"{line.config}--{slug}--{seed}"
+    return RUNS / f"{line.config}--{slug(line.label)}--{seed}"
 
 
-def run_line(line: Line, seed: int, threads: int) -> None:
-    """Run a line with a seed, unless its summary is there already."""
-    folder = folder_of(line, seed)
-    if (folder / "summary.json").exists():
-        return
-    settings = [f"seed={seed}", "evaluation.every=0", *line.overrides]
-    command = [sys.executable, "-m", "simulations.cli", "run", str(ROOT / "configs" / f"{line.config}.yaml")]
-    command += [part for setting in settings for part in ("--set", setting)]
-    command += ["--out", str(folder), "--quiet", "--threads", str(threads)]
-    if (folder / "checkpoint" / "state.json").exists():
-        command.append("--resume")
-    subprocess.run(command, check=True)
+def missing_runs(lines: Sequence[Line], seeds: Iterable[int]) -> list[PlannedRun]:
+    """Return the runs of the lines that have no summary yet, all of one seed before the next."""
+    return [
+        PlannedRun(line.label, _config(line, seed), folder_of(line, seed))
+        for seed in seeds
+        for line in lines
+        if not (folder_of(line, seed) / "summary.json").exists()
+    ]
+
+
+def _config(line: Line, seed: int) -> RunConfig:
+    overrides = [f"seed={seed}", "evaluation.every=0", *line.overrides]
+    return load_run_config(ROOT / "configs" / f"{line.config}.yaml", overrides)
 
 
 def interval(values: list[float], digits: int = 1) -> str:
     """Return mean ± half-width of the 95 % t-interval; the mean alone for one run."""
-    if len(values) < 2:
-        return f"{values[0]:.{digits}f}"
-    half = T_95[len(values)] * stdev(values) / math.sqrt(len(values))
-    return f"{mean(values):.{digits}f} ± {half:.{digits}f}"
+    return mean_and_half(over_seeds(values), digits)
 
 
 def table(lines: tuple[Line, ...]) -> str:
@@ -143,10 +145,9 @@ def main(
     run: Annotated[bool, typer.Option(help="Run what is missing before writing the tables.")] = True,
 ) -> None:
     """Run what is missing and write the tables."""
-    for seed in range(seeds if run else 0):
-        for line in every_line():
-            if only in f"{line.config} {line.label}":
-                run_line(line, seed, threads)
+    set_up(debug=False, threads=threads)
+    chosen = [line for line in every_line() if only in f"{line.config} {line.label}"]
+    run_missing(missing_runs(chosen, range(seeds if run else 0)), watching=RunLines(Console()))
     write_page()
 
 

@@ -24,9 +24,9 @@ from simulations.audit import audit as audit_module
 from simulations.audit.audit import AuditOptions, run_audit
 from simulations.audit.bound import GuessPlan, epsilon_lower_bound, p_value, plan_guesses
 from simulations.audit.canaries import Canaries, audited_config, make_canaries, write_rows
-from simulations.audit.extra import expect_installed
 from simulations.audit.membership import measure_membership, roc
 from simulations.audit.scores import _weights
+from simulations.study import extra
 from tests.conftest import LABELS, config_text
 from tests.conftest import write_rows as write_jsonl
 
@@ -185,9 +185,10 @@ def test_membership_of_apart_scores_is_certain_and_of_alike_ones_chance() -> Non
         roc(few, np.zeros(0))
 
 
-def test_missing_package_is_named_with_the_command_that_installs_it() -> None:
+def test_missing_package_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extra, "EXTRAS", {"audit": ("scipy", "no_such_package")})
     with pytest.raises(ConfigError, match=r"no_such_package.*pip install -e '\.\[audit\]'"):
-        expect_installed(("scipy", "no_such_package"))
+        extra.expect_extra("audit", "the audit")
 
 
 @pytest.mark.slow

@@ -14,9 +14,20 @@ from simulations.results.lines import GRIDS, Grid
 CELLS = Grid("quickstart", {"head only": ("training.lr=0.1",)}, (None, 8.0), {"head only": ("training.lr=0.2",)})
 
 
-def test_interval_is_students(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interval_is_students() -> None:
     assert results.interval([1.0]) == "1.0"
     assert results.interval([1.0, 2.0, 3.0]) == "2.0 ± 2.5"
+
+
+def test_only_runs_without_a_summary_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "RUNS", tmp_path)
+    line = CELLS.cell("head only", 8.0)
+    folder = results.folder_of(line, 1)
+    folder.mkdir()
+    (folder / "summary.json").write_text("{}")
+    missing = results.missing_runs([line], range(3))
+    assert [run.seed for run in missing] == [0, 2]
+    assert {run.config.evaluation.every for run in missing} == {0}
 
 
 def test_grid_shows_mean_interval_and_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+"""What a federation is measured against: each site alone, all rows in one place, the head alone, no training."""

@@ -1,0 +1,116 @@
+"""Training without a federation: one site's rows, or all rows in one place, with the very trainer of a federation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from client.site import Site
+from client.training.loop import train_locally
+from common.config.run import RunConfig
+from common.data.examples import Example
+from common.data.federated import FederatedData
+from common.errors import ConfigError
+from common.methods import trained_names
+from common.models.adapter import AdaptedModel
+from common.privacy.planning import Mechanism, plain_steps, plan_mechanism
+from common.randomness import KeyedRandomness
+from common.tasks.catalog import TASKS
+from common.tensors import Tensors
+
+POOLED = "all rows in one place"
+"""Name of the one site that has all rows; it keys its randomness."""
+
+
+def train_alone(model: AdaptedModel, site: Site, config: RunConfig, start: Mapping[str, Tensor]) -> Tensors:
+    """Train ``config.federation.rounds`` rounds on one site's rows and return the adapter.
+
+    A federation of this site alone does the same: the optimizer starts afresh every round, learning rate and privacy
+    are planned over all rounds, adaptive clipping goes on where it stood. Only the wire's rounding is missing.
+
+    Args:
+        model: the resident model.
+        site: rows and randomness.
+        config: the run config.
+        start: every adapter tensor by name, as initialised.
+    """
+    names = trained_names(config, start)
+    mechanism = plan_mechanism(config, site.num_units(config.privacy.unit))
+    adapter, clip_norm = dict(start), None
+    for number in range(1, config.federation.rounds + 1):
+        result = train_locally(model, site, config, adapter, names, number, mechanism, clip_norm)
+        adapter |= {name: adapter[name] + change for name, change in result.update.items()}
+        clip_norm = result.clip_norm
+    return adapter
+
+
+def alone_config(config: RunConfig) -> RunConfig:
+    """Return what a site that trains alone does: the same, but for site-level privacy, which hides sites from others.
+
+    Raises:
+        ConfigError: if nothing valid comes of it.
+    """
+    if config.privacy.site_level_settings is None:
+        return config
+    unit = "none" if config.privacy.unit == "site" else config.privacy.unit
+    return _changed(config, privacy={"unit": unit, "site_level": None})
+
+
+def pooled_config(config: RunConfig, data: FederatedData) -> RunConfig:
+    """Return the run config of one place that has all rows and does the work of all sites.
+
+    Its steps in a round are those of all sites that are asked together; its steps are as large as theirs on average, so
+    that every row is seen as often. With local privacy the same ε and δ are planned anew for the pool: the noise of a
+    step is then divided by the rows of the pool's own steps, and each row is in a smaller share of them.
+
+    Raises:
+        ConfigError: if nothing valid comes of it.
+        PrivacyError: for a budget that a site cannot meet.
+    """
+    config = alone_config(config)
+    plans = {site: _plan(config, rows) for site, rows in data.train.items()}
+    asked = min(1.0, (config.federation.sites_per_round or len(plans)) / len(plans))
+    steps = max(1, round(asked * sum(steps for steps, _ in plans.values())))
+    training: dict[str, Any] = {"local_steps": steps, "local_epochs": None}
+    if not config.privacy.is_local:
+        return _changed(config, training=training, federation={"sites_per_round": None, "min_sites": 1})
+    seen = asked * sum(steps * m.expected_batch_size for steps, m in plans.values() if m is not None)
+    units = sum(m.expected_batch_size / m.sample_rate for _, m in plans.values() if m is not None)
+    return _changed(
+        config, training=training, federation={"sites_per_round": None, "min_sites": 1},
+        privacy={"sample_rate": min(1.0, seen / (steps * units))},
+    )  # fmt: skip
+
+
+def pooled_site(config: RunConfig, data: FederatedData, model: AdaptedModel) -> Site:
+    """Return all training rows as one site. A person who is at two sites is two persons there, and here."""
+    examples = [example for rows in data.train.values() for example in rows]
+    rows = TASKS[config.data.task].tokenise(examples, model.base.tokenizer, config.data)
+    keys = [(site, example.person) for site, own in data.train.items() for example in own]
+    persons = None if any(person is None for _, person in keys) else _numbered(keys)
+    return Site(POOLED, tuple(rows), tuple(map(len, rows)), KeyedRandomness(config.seed, POOLED), persons)
+
+
+def _numbered(keys: Sequence[tuple[str, str | None]]) -> tuple[int, ...]:
+    numbers: dict[tuple[str, str | None], int] = {}
+    return tuple(numbers.setdefault(key, len(numbers)) for key in keys)
+
+
+def _plan(config: RunConfig, rows: Sequence[Example]) -> tuple[int, Mechanism | None]:
+    units = len({row.person for row in rows}) if config.privacy.unit == "user" else len(rows)
+    mechanism = plan_mechanism(config, units)
+    return (plain_steps(config, len(rows)) if mechanism is None else mechanism.steps_per_round), mechanism
+
+
+def _changed(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
+    """Return the config with some keys of sections changed, checked anew."""
+    values = config.model_dump(mode="python")
+    for section, keys in sections.items():
+        values[section] |= keys
+    try:
+        return RunConfig.model_validate(values)
+    except ValueError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ConfigError(f"the baseline's config is not valid ({reason}); expected a config that allows it.") from None

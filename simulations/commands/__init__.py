@@ -1,0 +1,1 @@
+"""The commands of fedtune-sim by which a person decides."""

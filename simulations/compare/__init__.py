@@ -1,0 +1,1 @@
+"""Comparing run configs over seeds: tables, paired differences, pictures."""

@@ -1,0 +1,1 @@
+"""Runs with seeds: what is compared, its runs, their curves, intervals and pictures."""

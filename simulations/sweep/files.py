@@ -1,0 +1,10 @@
+"""The files of a sweep's folder, by name."""
+
+PLAN = "sweep.yaml"
+"""The plan."""
+STORAGE = "sweep.db"
+"""Optuna's storage, SQLite."""
+RESULT = "sweep.json"
+"""Figures of all trials, the best of them, and the cost in privacy."""
+BEST = "best.yaml"
+"""The run config with the best settings."""
