@@ -2,7 +2,8 @@
 
 On random token rows, never on the site's data, with the real model and the real DP step:
 
-1. the clipped sum of per-example gradients equals one record, one backward pass, one clip at a time;
+1. the clipped sum of per-example gradients, packed as in training, equals one record, one backward pass, one clip at a
+   time, without packing;
 2. no record moves the sum by more than the clip norm;
 3. a noisy step moves every trained parameter and nothing else, and noise alone has its standard deviation;
 4. the adapter, packed and unpacked as it would travel, gives the same logits.
@@ -28,6 +29,7 @@ from common.data.batches import Batch, Collator, TokenRow
 from common.errors import PrivacyError
 from common.methods import trained_names
 from common.models.adapter import AdaptedModel
+from common.models.packing import padded
 from common.privacy.planning import Mechanism
 from common.randomness import CryptoStream
 from common.tasks.catalog import TASKS
@@ -100,11 +102,12 @@ def _losses(model: AdaptedModel, config: RunConfig, rows: Sequence[TokenRow]) ->
 
 
 def _one_by_one(model: AdaptedModel, config: RunConfig, rows: Sequence[TokenRow]) -> list[Tensors]:
-    """Each row's gradient by a backward pass of its own."""
+    """Each row's gradient by a backward pass of its own, not packed."""
     parameters = model.train_only(trained_names(config, model.parameters))
     gradients = []
     for row in rows:
-        _losses(model, config, [row]).sum().backward()  # type: ignore[no-untyped-call]
+        with padded():
+            _losses(model, config, [row]).sum().backward()  # type: ignore[no-untyped-call]
         own = {name: p.grad for name, p in parameters.items() if p.grad is not None}
         gradients.append({name: value.detach().cpu().clone() for name, value in own.items()})
         for parameter in parameters.values():

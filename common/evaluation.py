@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from common.config.run import RunConfig
-from common.data.batches import Collator, TokenRow, micro_batches
+from common.data.batches import Collator, Limit, TokenRow, micro_batches
 from common.data.examples import Example
 from common.models.adapter import AdaptedModel
 from common.tasks.catalog import TASKS
 from common.tasks.task import Metrics
 
 TOKENS_PER_BATCH = {"cpu": 2048}
-"""Padded tokens computed at once; other devices take 16,384."""
+"""Tokens computed at once; other devices take 16,384."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,11 @@ class Evaluator:
         """Sums of every row, float64 [N, len(sum_names)], in the order of the rows."""
         lengths = [len(row) for row in self._rows]
         budget = TOKENS_PER_BATCH.get(self._model.device.type, 16384)
-        size = max(1, budget // max(lengths))
+        limit = Limit(tokens=budget) if self._model.packs else Limit(rows=max(1, budget // max(lengths)))
         table = torch.zeros(len(self._rows), len(self._task.sum_names), dtype=torch.float64)
         self._model.module.eval()
         with torch.inference_mode():
-            for indices in micro_batches(lengths, range(len(lengths)), size):
+            for indices in micro_batches(lengths, range(len(lengths)), limit):
                 batch = self._collate([self._rows[index] for index in indices]).to(self._model.device)
                 logits = self._model.logits(batch.input_ids, batch.attention_mask)
                 table[indices] = self._task.sums(logits, batch).cpu()

@@ -34,9 +34,11 @@ FAMILIES: dict[str, tuple[type, str, dict[str, Any]]] = {
     "xlnet": (transformers.XLNetConfig, "XLNet", {"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 32}),
     "gpt2": (transformers.GPT2Config, "GPT2", {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}),
     "llama": (transformers.LlamaConfig, "Llama", _DECODER),
+    "mistral": (transformers.MistralConfig, "Mistral", _DECODER | {"sliding_window": 4}),
     "qwen2": (transformers.Qwen2Config, "Qwen2", _DECODER),
+    "qwen3": (transformers.Qwen3Config, "Qwen3", _DECODER | {"head_dim": 8}),
 }
-CAUSAL = {"gpt2", "llama", "qwen2"}
+CAUSAL = {"gpt2", "llama", "mistral", "qwen2", "qwen3"}
 
 
 def tiny_tokenizer() -> transformers.PreTrainedTokenizerFast:

@@ -3,7 +3,8 @@
 For a linear layer y = x Wᵀ + b with x [B, ..., n] and ∂L/∂y [B, ..., m], the gradient of example i is
 Σ_t (∂L/∂y)_it ⊗ x_it: one batched product. It takes the place of the summed product that autograd would do, so it costs
 about the same, and no activation is kept that autograd would not keep. For an embedding it is ∂L/∂y, added up by token
-and example. Both need a loss that is a sum over examples, and the batch in the first dimension.
+and example. Both need a loss that is a sum over examples, and the batch in the first dimension; or, for a linear layer
+in a packed forward pass (:mod:`common.models.packing`), x [1, N, n] whose rows lie as :func:`segments` says.
 
 Products are float32 at least, whatever the base model is held in. A gradient that reaches a trained parameter on a
 way other than through a captured layer would be lost, so it is refused.
@@ -11,6 +12,7 @@ way other than through a captured layer would be lost, so it is refused.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -18,8 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from common.errors import PrivacyError
+from common.models.layout import Segments, segments
 
 LARGEST_EMBEDDING = 1024
 """Most entries of an embedding that is captured: its per-example gradients are dense, [B, entries, d]."""
@@ -47,7 +51,7 @@ class _CapturingLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: nn.Parameter, bias: nn.Parameter | None) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.weight, ctx.bias = weight, bias
+        ctx.weight, ctx.bias, ctx.rows = weight, bias, segments()
         return functional.linear(x, weight, bias)
 
     @staticmethod
@@ -55,12 +59,12 @@ class _CapturingLinear(torch.autograd.Function):
         (grad,) = outputs
         (x,) = ctx.saved_tensors
         weight, bias = ctx.weight, ctx.bias
-        steps = _widened(grad.reshape(len(grad), -1, grad.shape[-1]))
+        rows = _rows_of(x, ctx.rows)
+        steps = _widened(grad.reshape(-1, grad.shape[-1]))
         if weight.requires_grad:
-            inputs = x.reshape(len(x), -1, x.shape[-1]).to(steps.dtype)
-            _leave(weight, torch.bmm(steps.transpose(1, 2), inputs))
+            _leave(weight, _products(steps, x.reshape(-1, x.shape[-1]).to(steps.dtype), rows))
         if bias is not None and bias.requires_grad:
-            _leave(bias, steps.sum(dim=1))
+            _leave(bias, torch.stack([own.sum(dim=0) for own in torch.split(steps, rows)]))
         return (grad @ weight.to(grad.dtype)).to(x.dtype) if ctx.needs_input_grad[0] else None, None, None
 
 
@@ -70,13 +74,15 @@ class _CapturingEmbedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ids: Tensor, weight: nn.Parameter, padding_idx: int | None) -> Tensor:
         ctx.save_for_backward(ids)
-        ctx.weight, ctx.padding_idx = weight, padding_idx
+        ctx.weight, ctx.padding_idx, ctx.rows = weight, padding_idx, segments()
         return functional.embedding(ids, weight)
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[None, None, None]:
         (grad,) = outputs
         (ids,) = ctx.saved_tensors
+        if ctx.rows is not None:
+            raise PrivacyError("an embedding inside packed blocks is captured; expected none. Nothing was released.")
         rows, (entries, width) = len(ids), ctx.weight.shape
         looked_up = _widened(grad.reshape(-1, width))
         own = torch.arange(rows, device=ids.device).unsqueeze(1) * entries + ids.reshape(rows, -1)
@@ -86,6 +92,33 @@ class _CapturingEmbedding(torch.autograd.Function):
             grad_sample[:, ctx.padding_idx] = 0.0
         _leave(ctx.weight, grad_sample)
         return None, None, None
+
+
+def _rows_of(x: Tensor, rows: Segments | None) -> list[int]:
+    """Return how many places of x [B, ..., n] or [1, N, n], its last dimension aside, belong to each example."""
+    places = math.prod(x.shape[1:-1])
+    if rows is None:
+        return [places] * len(x)
+    if len(x) != 1 or sum(rows) != places:
+        raise PrivacyError(
+            f"a captured layer was given {tuple(x.shape)} in a packed pass of {sum(rows)} tokens; expected those. "
+            "Nothing was released."
+        )
+    return list(rows)
+
+
+def _products(steps: Tensor, inputs: Tensor, rows: list[int]) -> Tensor:
+    """Each example's sum over its places: steps [N, m] and inputs [N, n] to [B, m, n].
+
+    Unequal examples are multiplied one by one on a CPU, where that is cheap, and padded with zeros elsewhere.
+    """
+    if len(set(rows)) == 1:
+        shape = (len(rows), rows[0])
+        return torch.bmm(steps.reshape(*shape, -1).transpose(1, 2), inputs.reshape(*shape, -1))
+    own, seen = list(torch.split(steps, rows)), list(torch.split(inputs, rows))
+    if steps.device.type == "cpu":
+        return torch.stack([one.t() @ other for one, other in zip(own, seen, strict=True)])
+    return torch.bmm(pad_sequence(own, batch_first=True).transpose(1, 2), pad_sequence(seen, batch_first=True))
 
 
 def _widened(grad: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """The DP-SGD step: per-unit gradients, clipped, summed, noised, divided by the expected batch size.
 
 Per-example gradients are captured in the trained layers. Opacus' hooks are the reference, and compute them where a kind
-of layer is trained that is not captured; what neither does rightly is refused by name. One logical Poisson batch is
-computed in micro-batches, whose clipped gradients add up exactly; then one step with an empty micro-batch adds the
-noise. So a batch without records takes the same path: noise alone.
+of layer is trained that is not captured, on padded rows, as they need; what neither does rightly is refused by name.
+One logical Poisson batch is computed in micro-batches, whose clipped gradients add up exactly; then one step with an
+empty micro-batch adds the noise. So a batch without records takes the same path: noise alone.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from client.dp.clipping import (
 from client.dp.persons import PersonSums
 from client.dp.rounding import rounding_margin
 from common.errors import PrivacyError
+from common.models.packing import padded
 from common.privacy.planning import Mechanism
 from common.randomness import CryptoStream
 
@@ -140,6 +141,7 @@ class DpStep:
                 f"per-example gradients cannot be computed ({str(error)[:120]}); expected trainable linear layers."
             ) from None
         self._open.callback(hooks.cleanup)
+        self._open.enter_context(padded())
         return self
 
     def __exit__(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from client.site import Site
 from common.config.run import RunConfig
-from common.data.batches import Collator, micro_batch_size, micro_batches
+from common.data.batches import Collator, Limit, micro_batch_limit, micro_batches
 from common.models.adapter import AdaptedModel
 
 
@@ -41,8 +41,8 @@ def row_features(model: AdaptedModel, site: Site, config: RunConfig) -> RowFeatu
         return None
     known = _KNOWN.get(site)
     if known is None or known[0] is not model:
-        size = micro_batch_size(config.training.micro_batch_size, model.device)
-        known = _KNOWN[site] = (model, _computed(model, site, size))
+        limit = micro_batch_limit(config.training.micro_batch_size, model.device, packed=model.packs)
+        known = _KNOWN[site] = (model, _computed(model, site, limit))
     return known[1]
 
 
@@ -50,7 +50,7 @@ _KNOWN: WeakKeyDictionary[Site, tuple[AdaptedModel, RowFeatures | None]] = WeakK
 """Features by site, for as long as the site is held."""
 
 
-def _computed(model: AdaptedModel, site: Site, size: int) -> RowFeatures | None:
+def _computed(model: AdaptedModel, site: Site, limit: Limit) -> RowFeatures | None:
     head = model.module.get_submodule(f"base_model.model.{model.base.family.heads[0]}")
     collate = Collator(model.base.tokenizer.pad_token_id, model.base.family.padding_side)
     table: Tensor | None = None
@@ -58,7 +58,7 @@ def _computed(model: AdaptedModel, site: Site, size: int) -> RowFeatures | None:
     model.module.eval()
     try:
         with torch.no_grad():
-            for chosen in micro_batches(site.lengths, range(len(site.rows)), size):
+            for chosen in micro_batches(site.lengths, range(len(site.rows)), limit):
                 batch = collate([site.rows[index] for index in chosen]).to(model.device)
                 seen, logits = _watched(model, head, batch.input_ids, batch.attention_mask)
                 if seen.dim() != 2 or not torch.equal(head(seen).float(), logits):

@@ -18,7 +18,7 @@ from client.site import Site
 from client.training.features import row_features
 from client.training.optimizers import lr_factor, make_optimizer, set_lr
 from common.config.run import RunConfig
-from common.data.batches import Collator, micro_batch_size, micro_batches
+from common.data.batches import Collator, micro_batch_limit, micro_batches
 from common.errors import RunError
 from common.models.adapter import AdaptedModel
 from common.privacy.planning import Mechanism, plain_steps
@@ -181,11 +181,11 @@ def _run_batch(model: AdaptedModel, site: Site, config: RunConfig, batch: list[i
     """Compute one step in micro-batches and return the summed loss of its rows."""
     task = TASKS[config.data.task]
     collate = Collator(model.base.tokenizer.pad_token_id, model.base.family.padding_side)
-    size = micro_batch_size(config.training.micro_batch_size, model.device)
+    limit = micro_batch_limit(config.training.micro_batch_size, model.device, packed=model.packs)
     total = 0.0
     features = row_features(model, site, config)
     persons = site.persons if config.privacy.unit == "user" else None
-    for indices in micro_batches(site.lengths, batch, size, persons):
+    for indices in micro_batches(site.lengths, batch, limit, persons):
         rows = collate([site.rows[index] for index in indices]).to(model.device)
         known = features.logits(indices) if features is not None else None
         logits = model.logits(rows.input_ids, rows.attention_mask) if known is None else known

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from common.config.adapter import AdapterConfig
 from common.errors import ModelError
 from common.models.base import BaseModel, Purpose
-from common.models.prompt import PROMPT, Forward, expect_promptable, initial_prompt, prompt_forward
+from common.models.packing import Forward, PackedForward, plain_forward
+from common.models.prompt import PROMPT, expect_promptable, initial_prompt, prompt_forward
 from common.randomness import torch_generator
 from common.tensors import Tensors
 
@@ -40,6 +41,11 @@ class AdaptedModel:
     settings: Any
     device: torch.device
     forward: Forward
+
+    @property
+    def packs(self) -> bool:
+        """Whether it computes on tokens that exist; else on padded rows."""
+        return isinstance(self.forward, PackedForward)
 
     def load(self, adapter: Mapping[str, Tensor]) -> None:
         """Copy the values of ``adapter`` into the model; names not in it keep their values."""
@@ -67,16 +73,21 @@ class AdaptedModel:
         return self.forward(self.module, input_ids, attention_mask).float()
 
 
-def _plain_forward(module: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    logits: Tensor = module(input_ids=input_ids, attention_mask=attention_mask).logits
-    return logits
-
-
 def _autocast_forward(module: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """As :func:`_plain_forward`; on a bfloat16 base the adapter computes in bfloat16 too. Never under DP."""
+    """As :func:`plain_forward`; on a bfloat16 base the adapter computes in bfloat16 too. Never under DP."""
     halved = any(parameter.dtype == torch.bfloat16 for parameter in module.parameters())
     with torch.autocast(input_ids.device.type, dtype=torch.bfloat16, enabled=halved):
-        return _plain_forward(module, input_ids, attention_mask)
+        return plain_forward(module, input_ids, attention_mask)
+
+
+def _base_forward(base: BaseModel, data: Purpose) -> Forward:
+    """How the model runs without a prompt: packed where its family and checkpointing allow."""
+    if base.family.needs_autocast:
+        return _autocast_forward
+    recomputes = any(getattr(layer, "gradient_checkpointing", False) for layer in base.module.modules())
+    if base.family.blocks is None or recomputes:
+        return plain_forward
+    return PackedForward(base.module, base.family.blocks, language_model=data.task == "causal_lm")
 
 
 def adapt(base: BaseModel, adapter: AdapterConfig, data: Purpose, device: torch.device) -> AdaptedModel:
@@ -87,7 +98,7 @@ def adapt(base: BaseModel, adapter: AdapterConfig, data: Purpose, device: torch.
     """
     heads = list(base.family.heads) if data.task == "classification" else []
     targets = base.family.targets if adapter.target_modules == "auto" else adapter.target_modules
-    forward: Forward = _autocast_forward if base.family.needs_autocast else _plain_forward
+    forward = _base_forward(base, data)
     if adapter.kind == "prompt":
         expect_promptable(base, adapter.virtual_tokens, data)
         settings = _prompt_settings(base, adapter, data, heads)

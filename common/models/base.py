@@ -15,6 +15,7 @@ from torch import nn
 
 from common.config.model import ModelConfig
 from common.errors import ModelError
+from common.models.attention import PACKED, register
 from common.models.families import FAMILIES, Family, family_of
 from common.models.folder import model_folder, weights_fingerprint
 from common.models.pooled import MeanPooledClassifier
@@ -119,6 +120,9 @@ def load_base(config: ModelConfig, data: Purpose, device: torch.device) -> BaseM
         "config": settings, "use_safetensors": True, "trust_remote_code": False, "local_files_only": True,
         "dtype": compute_dtype(config, device), "output_loading_info": True, "ignore_mismatched_sizes": False,
     }  # fmt: skip
+    if family.blocks is not None:
+        register()
+        arguments["attn_implementation"] = PACKED
     if config.quantization == "4bit":
         arguments |= _four_bit(device)
     if config.pooling == "mean":

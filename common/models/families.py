@@ -22,6 +22,8 @@ class Family:
         mean_pooling: what loads the bare encoder without a pooling layer of its own, for ``model.pooling: mean``; None
             where that is not offered.
         needs_autocast: whether its code mixes precisions, so that a base held in bfloat16 runs under autocast alone.
+        blocks: name of the list of its transformer blocks, for the packed forward pass; None where the family computes
+            on padded rows.
     """
 
     targets: tuple[str, ...]
@@ -32,6 +34,7 @@ class Family:
     batch_first: bool = True
     mean_pooling: Mapping[str, bool] | None = None
     needs_autocast: bool = False
+    blocks: str | None = None
 
     @property
     def is_decoder(self) -> bool:
@@ -44,8 +47,15 @@ class Family:
 
 
 _POSITIONS = "max_position_embeddings"
-_DECODER = Family(targets=("q_proj", "v_proj"), heads=("score",), tasks=("classification", "causal_lm"))
-_ENCODER = Family(targets=("query", "value"), heads=("classifier",), mean_pooling={"add_pooling_layer": False})
+_DECODER = Family(
+    targets=("q_proj", "v_proj"), heads=("score",), tasks=("classification", "causal_lm"), blocks="layers"
+)
+_ENCODER = Family(
+    targets=("query", "value"),
+    heads=("classifier",),
+    mean_pooling={"add_pooling_layer": False},
+    blocks="encoder.layer",
+)
 
 FAMILIES: dict[str, Family] = {
     "bert": replace(_ENCODER, positions=(_POSITIONS, 0)),
@@ -56,6 +66,7 @@ FAMILIES: dict[str, Family] = {
         heads=("pre_classifier", "classifier"),
         positions=(_POSITIONS, 0),
         mean_pooling={},
+        blocks="transformer.layer",
     ),
     "xlnet": Family(
         targets=("ff.layer_1", "ff.layer_2"),
@@ -65,7 +76,11 @@ FAMILIES: dict[str, Family] = {
         needs_autocast=True,
     ),
     "gpt2": Family(
-        targets=("c_attn",), heads=("score",), tasks=("classification", "causal_lm"), positions=("n_positions", 0)
+        targets=("c_attn",),
+        heads=("score",),
+        tasks=("classification", "causal_lm"),
+        positions=("n_positions", 0),
+        blocks="h",
     ),
     "llama": _DECODER,
     "mistral": _DECODER,

@@ -8,7 +8,6 @@ it up once for all, so that each example has a gradient of its own. On rows with
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,10 +15,8 @@ from torch import Tensor
 
 from common.errors import ModelError
 from common.models.base import BaseModel, Purpose, expect_positions
+from common.models.packing import Forward
 from common.randomness import torch_generator
-
-Forward = Callable[[Any, Tensor, Tensor], Tensor]
-"""From a PEFT model, input_ids [B, T] and attention_mask [B, T] to logits."""
 
 PROMPT = "prompt_embeddings"
 """The name PEFT saves the virtual tokens' embeddings [P, d] by."""

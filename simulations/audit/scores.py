@@ -17,7 +17,7 @@ from torch import Tensor
 
 from common.codecs.codec import decode
 from common.config.run import RunConfig
-from common.data.batches import Collator, TokenRow, micro_batches
+from common.data.batches import Collator, Limit, TokenRow, micro_batches
 from common.data.examples import Example
 from common.methods import trained_names
 from common.models.adapter import AdaptedModel
@@ -63,7 +63,7 @@ def row_losses(model: AdaptedModel, config: RunConfig, adapter: Mapping[str, Ten
     model.module.eval()
     losses = np.zeros(len(rows))
     with torch.inference_mode():
-        for chosen in micro_batches([len(row) for row in rows], range(len(rows)), _ROWS_AT_ONCE):
+        for chosen in micro_batches([len(row) for row in rows], range(len(rows)), Limit(rows=_ROWS_AT_ONCE)):
             losses[chosen] = _losses(model, config, [rows[index] for index in chosen]).double().cpu().numpy()
     return losses
 

@@ -7,6 +7,7 @@ of the reweighted loss gives the clipped sum. The noise is torch's, which no sit
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from types import TracebackType
 
 import torch
@@ -14,6 +15,7 @@ from opacus.grad_sample import GradSampleModuleFastGradientClipping
 from opacus.optimizers import DPOptimizerFastGradientClipping
 from torch import Tensor, nn
 
+from common.models.packing import padded
 from common.privacy.planning import Mechanism
 
 
@@ -33,17 +35,20 @@ class GhostStep:
             module, batch_first=True, loss_reduction="sum", strict=False, max_grad_norm=mechanism.clip_norm,
             use_ghost_clipping=True,
         )  # fmt: skip
+        self._open = ExitStack()
         self._optimizer = DPOptimizerFastGradientClipping(
             optimizer, noise_multiplier=mechanism.noise_multiplier, max_grad_norm=mechanism.clip_norm,
             expected_batch_size=mechanism.expected_batch_size, loss_reduction="mean",
         )  # fmt: skip
 
     def __enter__(self) -> GhostStep:
+        self._open.enter_context(padded())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._open.close()
         self._hooks.to_standard_module()
 
     def micro_batch(self, losses: Tensor, rows: int, persons: Sequence[int] | None = None) -> None:

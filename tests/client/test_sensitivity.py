@@ -14,7 +14,7 @@ import torch
 from client.dp.rounding import rounding_margin
 from client.dp.step import DpStep
 from common.config.run import RunConfig
-from common.data.batches import Collator, TokenRow, micro_batches
+from common.data.batches import Collator, Limit, TokenRow, micro_batches
 from common.data.federated import load_federated_data
 from common.models.adapter import AdaptedModel
 from common.models.resident import resident_model
@@ -39,7 +39,7 @@ def clipped_sum(model: AdaptedModel, config: RunConfig, rows: list[TokenRow], si
     collate = Collator(model.base.tokenizer.pad_token_id, model.base.family.padding_side)
     stream = CryptoStream(bytes(32))
     with DpStep(model.module, parameters, optimizer, mechanism_of(**rule), stream, batch_first=True) as step:
-        for chosen in micro_batches([len(row) for row in rows], range(len(rows)), size):
+        for chosen in micro_batches([len(row) for row in rows], range(len(rows)), Limit(rows=size)):
             batch = collate([rows[index] for index in chosen])
             logits = model.logits(batch.input_ids, batch.attention_mask)
             step.micro_batch(TASKS[config.data.task].loss_per_sequence(logits, batch), len(rows))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from common.config.run import RunConfig
-from common.data.batches import IGNORED, Collator, TokenRow, micro_batches
+from common.data.batches import IGNORED, Collator, Limit, TokenRow, micro_batches
 from common.data.examples import Example
 from common.errors import DataError
 from common.tasks import causal_lm, classification
@@ -112,13 +112,21 @@ def test_classification_metrics_are_accuracy_and_mean_loss() -> None:
     assert metrics["loss"] == pytest.approx(float(functional.cross_entropy(logits, batch.targets)), rel=1e-6)
 
 
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 9))
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=40),
+    st.none() | st.integers(1, 9),
+    st.none() | st.integers(1, 60),
+)
 @settings(deadline=None)
-def test_micro_batches_hold_each_row_once_longest_first(lengths: list[int], size: int) -> None:
-    cut = micro_batches(lengths, range(len(lengths)), size)
+def test_micro_batches_hold_each_row_once_longest_first(
+    lengths: list[int], most: int | None, tokens: int | None
+) -> None:
+    cut = micro_batches(lengths, range(len(lengths)), Limit(most, tokens))
     flat = [index for batch in cut for index in batch]
     assert sorted(flat) == list(range(len(lengths)))
-    assert all(len(batch) <= size for batch in cut)
+    assert all(cut)
+    assert all(most is None or len(batch) <= most for batch in cut)
+    assert all(tokens is None or len(batch) == 1 or sum(lengths[i] for i in batch) <= tokens for batch in cut)
     assert [lengths[i] for i in flat] == sorted(lengths, reverse=True)
 
 

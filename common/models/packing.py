@@ -1,0 +1,122 @@
+"""The packed forward pass: transformer blocks compute on tokens that exist, and give the same as on padded rows.
+
+Embeddings, positions and everything after the last block are the model's own, on [B, T]. Hooks, set for one call,
+take the padding out before the first block and put zeros in its place after the last; between them every layer, LoRA
+factors included, sees [1, N, d], and only attention pads (:mod:`common.models.attention`). A language model's head sees
+[1, N, d] as well. How the rows lie can be read inside by :func:`common.models.layout.segments`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from torch import Tensor, nn
+
+from common.models.attention import attending
+from common.models.layout import Layout, laid_out, lay
+
+Forward = Callable[[Any, Tensor, Tensor], Tensor]
+"""From a PEFT model, input_ids [B, T] and attention_mask [B, T] to logits."""
+
+_ALLOWED: ContextVar[bool] = ContextVar("packing allowed", default=True)
+
+
+@contextmanager
+def padded() -> Iterator[None]:
+    """Compute on padded rows for a while, for code that needs an example in each place of the first dimension."""
+    token = _ALLOWED.set(False)
+    try:
+        yield
+    finally:
+        _ALLOWED.reset(token)
+
+
+def plain_forward(module: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Run the model on padded rows."""
+    logits: Tensor = module(input_ids=input_ids, attention_mask=attention_mask).logits
+    return logits
+
+
+class PackedForward:
+    """Runs a model on packed rows; a :data:`Forward`.
+
+    Args:
+        model: the model, before or after PEFT wraps it, loaded with :data:`common.models.attention.PACKED`.
+        blocks: name that the list of its transformer blocks ends on.
+        language_model: whether it has a language model's head.
+    """
+
+    def __init__(self, model: Any, blocks: str, *, language_model: bool) -> None:
+        (found,) = (layer for name, layer in model.named_modules() if f".{name}".endswith(f".{blocks}"))
+        self._blocks: list[nn.Module] = list(found)
+        self._head: nn.Module | None = model.get_output_embeddings() if language_model else None
+
+    def __call__(self, module: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the logits, [B, L] or [B, T, V]; at padding, a language model's are zero."""
+        if not _ALLOWED.get():
+            return plain_forward(module, input_ids, attention_mask)
+        layout = Layout(attention_mask)
+        if 0 in layout.lengths:  # a row without a token has nowhere to be
+            return plain_forward(module, input_ids, attention_mask)
+        with _hooked(self._blocks, self._head, layout), attending(layout), laid_out(None):
+            return plain_forward(module, input_ids, attention_mask)
+
+
+@contextmanager
+def _hooked(blocks: list[nn.Module], head: nn.Module | None, layout: Layout) -> Iterator[None]:
+    with ExitStack() as hooks:
+
+        def hook(handle: Any) -> None:
+            hooks.callback(handle.remove)
+
+        hook(blocks[0].register_forward_pre_hook(_Entry(layout)))
+        turn = _Turn(layout)
+        for block in blocks:
+            hook(block.register_forward_pre_hook(turn, with_kwargs=True))
+        hook(blocks[-1].register_forward_hook(_Exit(layout)))
+        if head is not None:
+            hook(head.register_forward_pre_hook(_Entry(layout)))
+            hook(head.register_forward_hook(_Exit(layout)))
+        yield
+
+
+class _Entry:
+    """Takes padding out of a layer's first argument."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+
+    def __call__(self, layer: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        lay(self._layout.lengths)
+        return (self._layout.pack(arguments[0]), *arguments[1:])
+
+
+class _Exit:
+    """Puts zeros in its place in a layer's output."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+
+    def __call__(self, layer: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+        lay(None)
+        return self._layout.unpack(output)
+
+
+class _Turn:
+    """Gives rotary position embeddings, cos and sin of [1 or B, T, D], to packed tokens; made once for all blocks."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._packed: tuple[Tensor, ...] | None = None
+
+    def __call__(self, layer: nn.Module, arguments: Any, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        turns = settings.get("position_embeddings")
+        if turns is None:
+            return None
+        if self._packed is None:
+            rows = self._layout.shape[0]
+            self._packed = tuple(self._layout.pack(turn.expand(rows, -1, -1)) for turn in turns)
+        return arguments, settings | {"position_embeddings": self._packed}
