@@ -36,8 +36,8 @@ class TrainingConfig(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] | None = None
     """Clip the norm of a step's gradient (without DP; under DP see privacy.clip_norm)."""
     micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Rows computed at once; a step's rows are sorted by length and cut so. auto: as many as have 1,024 tokens on a CPU,
-    16,384 elsewhere, and at most 64; where rows have to be padded, 4 on a CPU, 32 elsewhere."""
+    """Rows computed at once; a step's rows are sorted by length and cut so. auto: at most 64 rows and 1,024 tokens on
+    a CPU, 16,384 elsewhere; where rows have to be padded, 4 rows on a CPU, 32 elsewhere."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainingConfig:

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from common.config.adapter import AdapterConfig
 from common.errors import ModelError
 from common.models.base import BaseModel, Purpose
+from common.models.narrowing import Columns, first_column, last_column
 from common.models.packing import Forward, PackedForward, plain_forward
+from common.models.pooled import MeanPooledClassifier
 from common.models.prompt import PROMPT, expect_promptable, initial_prompt, prompt_forward
 from common.randomness import torch_generator
 from common.tensors import Tensors
@@ -87,7 +89,11 @@ def _base_forward(base: BaseModel, data: Purpose) -> Forward:
     recomputes = any(getattr(layer, "gradient_checkpointing", False) for layer in base.module.modules())
     if base.family.blocks is None or recomputes:
         return plain_forward
-    return PackedForward(base.module, base.family.blocks, language_model=data.task == "causal_lm")
+    language_model = data.task == "causal_lm"
+    reads: Columns | None = None
+    if not language_model and not isinstance(base.module, MeanPooledClassifier):
+        reads = last_column(base.tokenizer.pad_token_id) if base.family.is_decoder else first_column
+    return PackedForward(base.module, base.family.blocks, language_model=language_model, reads=reads)
 
 
 def adapt(base: BaseModel, adapter: AdapterConfig, data: Purpose, device: torch.device) -> AdaptedModel:

@@ -9,6 +9,22 @@ from common.errors import ModelError
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """A family's transformer blocks, for the packed forward pass.
+
+    Attributes:
+        path: name that the list of them ends on in the model.
+        single: layers of a block that work token by token, where the last block of a classifier needs no more than the
+            token that its head reads; keys and values are needed of all.
+        onwards: a layer from whose input on a block does nothing else: all it is given is cut to that token for good.
+    """
+
+    path: str
+    single: tuple[str, ...]
+    onwards: str | None = None
+
+
+@dataclass(frozen=True)
 class Family:
     """Facts about one Hugging Face ``model_type``.
 
@@ -22,8 +38,7 @@ class Family:
         mean_pooling: what loads the bare encoder without a pooling layer of its own, for ``model.pooling: mean``; None
             where that is not offered.
         needs_autocast: whether its code mixes precisions, so that a base held in bfloat16 runs under autocast alone.
-        blocks: name of the list of its transformer blocks, for the packed forward pass; None where the family computes
-            on padded rows.
+        blocks: its transformer blocks; None where the family computes on padded rows.
     """
 
     targets: tuple[str, ...]
@@ -34,7 +49,7 @@ class Family:
     batch_first: bool = True
     mean_pooling: Mapping[str, bool] | None = None
     needs_autocast: bool = False
-    blocks: str | None = None
+    blocks: Blocks | None = None
 
     @property
     def is_decoder(self) -> bool:
@@ -48,13 +63,16 @@ class Family:
 
 _POSITIONS = "max_position_embeddings"
 _DECODER = Family(
-    targets=("q_proj", "v_proj"), heads=("score",), tasks=("classification", "causal_lm"), blocks="layers"
+    targets=("q_proj", "v_proj"),
+    heads=("score",),
+    tasks=("classification", "causal_lm"),
+    blocks=Blocks("layers", single=("self_attn.q_proj", "self_attn.o_proj", "mlp")),
 )
 _ENCODER = Family(
     targets=("query", "value"),
     heads=("classifier",),
     mean_pooling={"add_pooling_layer": False},
-    blocks="encoder.layer",
+    blocks=Blocks("encoder.layer", single=("attention.self.query",), onwards="attention.output"),
 )
 
 FAMILIES: dict[str, Family] = {
@@ -66,7 +84,7 @@ FAMILIES: dict[str, Family] = {
         heads=("pre_classifier", "classifier"),
         positions=(_POSITIONS, 0),
         mean_pooling={},
-        blocks="transformer.layer",
+        blocks=Blocks("transformer.layer", single=("attention.q_lin", "attention.out_lin"), onwards="sa_layer_norm"),
     ),
     "xlnet": Family(
         targets=("ff.layer_1", "ff.layer_2"),
@@ -80,7 +98,7 @@ FAMILIES: dict[str, Family] = {
         heads=("score",),
         tasks=("classification", "causal_lm"),
         positions=("n_positions", 0),
-        blocks="h",
+        blocks=Blocks("h", single=("attn.c_proj", "mlp")),
     ),
     "llama": _DECODER,
     "mistral": _DECODER,

@@ -146,17 +146,33 @@ class Layout:
 
     Args:
         mask: [B, T], not zero where there is a token.
+        columns: int64 [B], for a model that reads one place a row in the end: its column in [B, T].
 
     Attributes:
         shape: B and T.
         lengths: tokens of each row; N is their sum.
         tokens: int64 [N], the place of each token in [B T], row after row.
+        read: int64 [B], the token of [N] that is read of each row; None where all are.
+        behind: tokens of each row before the one that is read.
+        complete: whether every row has a token, and a token where it is read.
     """
 
-    def __init__(self, mask: Tensor) -> None:
+    def __init__(self, mask: Tensor, columns: Tensor | None = None) -> None:
         self.shape = (mask.shape[0], mask.shape[1])
-        self.lengths: Segments = tuple(mask.ne(0).sum(dim=1).tolist())
-        self.tokens = mask.flatten().nonzero().squeeze(1)
+        exists = mask.ne(0)
+        counts = exists.sum(dim=1)
+        self.tokens = exists.flatten().nonzero().squeeze(1)
+        self.read: Tensor | None = None
+        self.behind: Segments = ()
+        if columns is None:
+            self.lengths: Segments = tuple(counts.tolist())
+            self.complete = min(self.lengths) > 0
+            return
+        there = exists.gather(1, columns[:, None]).squeeze(1)
+        rank = exists.cumsum(dim=1).gather(1, columns[:, None]).squeeze(1) - 1
+        self.read = counts.cumsum(0) - counts + rank
+        lengths, behind, found = torch.stack([counts, rank, there]).tolist()
+        self.lengths, self.behind, self.complete = tuple(lengths), tuple(behind), all(found)
 
     def pack(self, padded: Tensor) -> Tensor:
         """Return [B, T, ...] as [1, N, ...]."""
@@ -168,13 +184,17 @@ class Layout:
         return put(packed.squeeze(0), self.tokens, rows * tokens).view(rows, tokens, *packed.shape[2:])
 
     @cached_property
+    def order(self) -> list[int]:
+        """The rows, the longest first."""
+        return sorted(range(len(self.lengths)), key=lambda row: (-self.lengths[row], row))
+
+    @cached_property
     def sorted(self) -> tuple[Tensor, Tensor] | None:
         """Int64 [N] twice: the tokens with the longest rows first, and the way back. None if they lie so already."""
-        if all(one >= other for one, other in zip(self.lengths, self.lengths[1:], strict=False)):
+        if self.order == list(range(len(self.lengths))):
             return None
         places = torch.split(torch.arange(len(self.tokens)), list(self.lengths))
-        order = sorted(range(len(self.lengths)), key=lambda row: (-self.lengths[row], row))
-        there = torch.cat([places[row] for row in order])
+        there = torch.cat([places[row] for row in self.order])
         back = torch.empty_like(there).index_copy_(0, there, torch.arange(len(there)))
         return there.to(self.tokens.device), back.to(self.tokens.device)
 
@@ -182,7 +202,7 @@ class Layout:
     def groups(self) -> list[Group]:
         """All rows, the longest first, in groups that leave little padding."""
         cut: list[list[int]] = []
-        for length in sorted(self.lengths, reverse=True):
+        for length in (self.lengths[row] for row in self.order):
             if cut and cut[-1][0] * (cut[-1][0] - length) <= GROUP_PADDING:
                 cut[-1].append(length)
             else:

@@ -3,7 +3,8 @@
 Embeddings, positions and everything after the last block are the model's own, on [B, T]. Hooks, set for one call,
 take the padding out before the first block and put zeros in its place after the last; between them every layer, LoRA
 factors included, sees [1, N, d], and only attention pads (:mod:`common.models.attention`). A language model's head sees
-[1, N, d] as well. How the rows lie can be read inside by :func:`common.models.layout.segments`.
+[1, N, d] as well; a classifier's last block is narrowed (:mod:`common.models.narrowing`). How the rows lie can be read
+inside by :func:`common.models.layout.segments`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from common.models.attention import attending
+from common.models.attention import Packed, attending
+from common.models.families import Blocks
 from common.models.layout import Layout, laid_out, lay
+from common.models.narrowing import Columns, Narrow
 
 Forward = Callable[[Any, Tensor, Tensor], Tensor]
 """From a PEFT model, input_ids [B, T] and attention_mask [B, T] to logits."""
@@ -45,60 +48,77 @@ class PackedForward:
 
     Args:
         model: the model, before or after PEFT wraps it, loaded with :data:`common.models.attention.PACKED`.
-        blocks: name that the list of its transformer blocks ends on.
+        blocks: what its transformer blocks are called.
         language_model: whether it has a language model's head.
+        reads: the column of each row that a classifier reads, [B, T] ids to int64 [B]; None if it reads all.
     """
 
-    def __init__(self, model: Any, blocks: str, *, language_model: bool) -> None:
-        (found,) = (layer for name, layer in model.named_modules() if f".{name}".endswith(f".{blocks}"))
-        self._blocks: list[nn.Module] = list(found)
+    def __init__(self, model: Any, blocks: Blocks, *, language_model: bool, reads: Columns | None) -> None:
+        (found,) = (layer for name, layer in model.named_modules() if f".{name}".endswith(f".{blocks.path}"))
+        self._layers: list[nn.Module] = list(found)
+        self._blocks = blocks
         self._head: nn.Module | None = model.get_output_embeddings() if language_model else None
+        self._reads = reads
 
     def __call__(self, module: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return the logits, [B, L] or [B, T, V]; at padding, a language model's are zero."""
+        """Return the logits, [B, L] or [B, T, V]; at padding, a language model's are zero.
+
+        Batches with a row without a token, or with padding where the classifier reads, run padded.
+        """
         if not _ALLOWED.get():
             return plain_forward(module, input_ids, attention_mask)
-        layout = Layout(attention_mask)
-        if 0 in layout.lengths:  # a row without a token has nowhere to be
+        layout = Layout(attention_mask, None if self._reads is None else self._reads(input_ids))
+        if not layout.complete:
             return plain_forward(module, input_ids, attention_mask)
-        with _hooked(self._blocks, self._head, layout), attending(layout), laid_out(None):
+        packed = Packed(layout)
+        with self._hooked(packed), attending(packed), laid_out(None):
             return plain_forward(module, input_ids, attention_mask)
 
+    @contextmanager
+    def _hooked(self, packed: Packed) -> Iterator[None]:
+        first, last = self._layers[0], self._layers[-1]
+        with ExitStack() as hooks:
 
-@contextmanager
-def _hooked(blocks: list[nn.Module], head: nn.Module | None, layout: Layout) -> Iterator[None]:
-    with ExitStack() as hooks:
+            def around(layer: nn.Module, before: Any, after: Any) -> None:
+                if before is not None:
+                    hooks.callback(layer.register_forward_pre_hook(before).remove)
+                if after is not None:
+                    hooks.callback(layer.register_forward_hook(after).remove)
 
-        def hook(handle: Any) -> None:
-            hooks.callback(handle.remove)
+            turn = _Turn(packed.layout)
+            for layer in self._layers:
+                hooks.callback(layer.register_forward_pre_hook(turn, with_kwargs=True).remove)
+            around(first, _Enter(packed), None)
+            if packed.layout.read is not None:
+                narrow = Narrow(packed, packed.layout.read)
+                around(last, narrow.begin, narrow.end)
+                for name in self._blocks.single:
+                    around(last.get_submodule(name), narrow.cut, narrow.fill)
+                if self._blocks.onwards is not None:
+                    around(last.get_submodule(self._blocks.onwards), narrow.cut_for_good, None)
+            else:
+                around(last, None, _Leave(packed))
+            if self._head is not None:
+                around(self._head, _Enter(packed), _Leave(packed))
+            yield
 
-        hook(blocks[0].register_forward_pre_hook(_Entry(layout)))
-        turn = _Turn(layout)
-        for block in blocks:
-            hook(block.register_forward_pre_hook(turn, with_kwargs=True))
-        hook(blocks[-1].register_forward_hook(_Exit(layout)))
-        if head is not None:
-            hook(head.register_forward_pre_hook(_Entry(layout)))
-            hook(head.register_forward_hook(_Exit(layout)))
-        yield
 
-
-class _Entry:
+class _Enter:
     """Takes padding out of a layer's first argument."""
 
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
+    def __init__(self, packed: Packed) -> None:
+        self._layout = packed.layout
 
     def __call__(self, layer: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         lay(self._layout.lengths)
         return (self._layout.pack(arguments[0]), *arguments[1:])
 
 
-class _Exit:
+class _Leave:
     """Puts zeros in its place in a layer's output."""
 
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
+    def __init__(self, packed: Packed) -> None:
+        self._layout = packed.layout
 
     def __call__(self, layer: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
         lay(None)

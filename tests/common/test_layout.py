@@ -70,3 +70,14 @@ def test_segments_are_as_before_outside() -> None:
     with pytest.raises(ValueError, match="inside"), laid_out((1,)):
         raise ValueError("inside")
     assert segments() is None
+
+
+def test_read_tokens_are_those_in_their_columns() -> None:
+    mask = mask_of([3, 1, 4])
+    layout = Layout(mask, torch.tensor([2, 0, 1]))
+    assert layout.complete
+    assert layout.read is not None
+    assert layout.read.tolist() == [2, 3, 5]
+    assert layout.behind == (2, 0, 1)
+    assert not Layout(mask, torch.tensor([2, 1, 1])).complete
+    assert not Layout(torch.tensor([[1, 0], [0, 0]])).complete
