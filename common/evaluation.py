@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from common.config.run import RunConfig
 from common.data.batches import Collator, Limit, TokenRow, micro_batches
 from common.data.examples import Example
 from common.models.adapter import AdaptedModel
+from common.models.frozen import FROZEN_BYTES, FrozenStates, frozen_states
 from common.tasks.catalog import TASKS
 from common.tasks.task import Metrics
 
@@ -77,13 +79,25 @@ class Evaluator:
     def _sums(self) -> Tensor:
         """Sums of every row, float64 [N, len(sum_names)], in the order of the rows."""
         lengths = [len(row) for row in self._rows]
-        budget = TOKENS_PER_BATCH.get(self._model.device.type, 16384)
-        limit = Limit(tokens=budget) if self._model.packs else Limit(rows=max(1, budget // max(lengths)))
         table = torch.zeros(len(self._rows), len(self._task.sum_names), dtype=torch.float64)
         self._model.module.eval()
+        states = self._states
         with torch.inference_mode():
-            for indices in micro_batches(lengths, range(len(lengths)), limit):
+            for indices in micro_batches(lengths, range(len(lengths)), self._limit):
                 batch = self._collate([self._rows[index] for index in indices]).to(self._model.device)
-                logits = self._model.logits(batch.input_ids, batch.attention_mask)
+                start = None if states is None else states.start(indices)
+                logits = self._model.logits(batch.input_ids, batch.attention_mask, start)
                 table[indices] = self._task.sums(logits, batch).cpu()
         return table
+
+    @cached_property
+    def _limit(self) -> Limit:
+        budget = TOKENS_PER_BATCH.get(self._model.device.type, 16384)
+        if self._model.packs:
+            return Limit(tokens=budget)
+        return Limit(rows=max(1, budget // max(len(row) for row in self._rows)))
+
+    @cached_property
+    def _states(self) -> FrozenStates | None:
+        """What enters the lowest block that has factors: the same for every adapter."""
+        return frozen_states(self._model, self._rows, self._limit, head_only=False, room_bytes=FROZEN_BYTES)

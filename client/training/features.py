@@ -1,8 +1,8 @@
 """Head-only training on features that are computed once: the frozen part of the model gives the same for a row always.
 
 A head that is one linear layer on one vector a row, as BERT's and the mean-pooled classifier's, needs no more of the
-base model than that vector. A round then costs what the head costs. Models whose head sees every token are trained
-without the short cut.
+base model than that vector. A round then costs what the head costs. Of the other models, the blocks below the lowest
+adapter are left out (:mod:`common.models.frozen`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from client.site import Site
 from common.config.run import RunConfig
 from common.data.batches import Collator, Limit, micro_batch_limit, micro_batches
 from common.models.adapter import AdaptedModel
+from common.models.frozen import FROZEN_BYTES, FrozenStates, frozen_states
 
 
 class RowFeatures:
@@ -45,6 +46,27 @@ def row_features(model: AdaptedModel, site: Site, config: RunConfig) -> RowFeatu
         known = _KNOWN[site] = (model, _computed(model, site, limit))
     return known[1]
 
+
+def site_states(model: AdaptedModel, site: Site, config: RunConfig) -> FrozenStates | None:
+    """Return what enters the lowest block that training changes, for a site's rows; None where all blocks are run."""
+    head_only = config.adapter.kind == "head_only"
+    if head_only and any(bool(value.any()) for name, value in model.parameters.items() if ".lora_B." in name):
+        return None
+    known = _STATES.get(site)
+    if known is None or known[0] is not model:
+        for other, (owner, _) in list(_STATES.items()):
+            if owner is not model:  # a process has one model: that one is gone
+                del _STATES[other]
+        taken = sum(states.size_bytes for _, states in _STATES.values() if states is not None)
+        limit = micro_batch_limit(config.training.micro_batch_size, model.device, packed=model.packs)
+        room = FROZEN_BYTES - taken
+        found = frozen_states(model, site.rows, limit, head_only=head_only, room_bytes=room)
+        known = _STATES[site] = (model, found)
+    return known[1]
+
+
+_STATES: WeakKeyDictionary[Site, tuple[AdaptedModel, FrozenStates | None]] = WeakKeyDictionary()
+"""States by site, for as long as the site is held."""
 
 _KNOWN: WeakKeyDictionary[Site, tuple[AdaptedModel, RowFeatures | None]] = WeakKeyDictionary()
 """Features by site, for as long as the site is held."""

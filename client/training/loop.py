@@ -15,7 +15,7 @@ from client.dp.clipping import MovingClip, ReleasedLoss
 from client.dp.sampling import poisson_batches, shuffled_batches
 from client.dp.step import DpStep
 from client.site import Site
-from client.training.features import row_features
+from client.training.features import row_features, site_states
 from client.training.optimizers import lr_factor, make_optimizer, set_lr
 from common.config.run import RunConfig
 from common.data.batches import Collator, micro_batch_limit, micro_batches
@@ -184,11 +184,15 @@ def _run_batch(model: AdaptedModel, site: Site, config: RunConfig, batch: list[i
     limit = micro_batch_limit(config.training.micro_batch_size, model.device, packed=model.packs)
     total = 0.0
     features = row_features(model, site, config)
+    states = site_states(model, site, config) if features is None else None
     persons = site.persons if config.privacy.unit == "user" else None
     for indices in micro_batches(site.lengths, batch, limit, persons):
         rows = collate([site.rows[index] for index in indices]).to(model.device)
-        known = features.logits(indices) if features is not None else None
-        logits = model.logits(rows.input_ids, rows.attention_mask) if known is None else known
+        if features is not None:
+            logits = features.logits(indices)
+        else:
+            start = None if states is None else states.start(indices)
+            logits = model.logits(rows.input_ids, rows.attention_mask, start)
         losses = task.loss_per_sequence(logits, rows)
         step.micro_batch(losses, len(batch), None if persons is None else [persons[index] for index in indices])
         total += float(losses.detach().sum())

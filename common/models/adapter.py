@@ -15,7 +15,7 @@ from common.config.adapter import AdapterConfig
 from common.errors import ModelError
 from common.models.base import BaseModel, Purpose
 from common.models.narrowing import Columns, first_column, last_column
-from common.models.packing import Forward, PackedForward, plain_forward
+from common.models.packing import Forward, PackedForward, Start, plain_forward
 from common.models.pooled import MeanPooledClassifier
 from common.models.prompt import PROMPT, expect_promptable, initial_prompt, prompt_forward
 from common.randomness import torch_generator
@@ -66,12 +66,31 @@ class AdaptedModel:
             parameter.grad = None
         return {name: parameter for name, parameter in self.parameters.items() if name in names}
 
-    def logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    @property
+    def num_blocks(self) -> int:
+        """How many transformer blocks a model that packs has; else 0."""
+        return self.forward.num_blocks if isinstance(self.forward, PackedForward) else 0
+
+    def states(self, input_ids: Tensor, attention_mask: Tensor, depth: int) -> Tensor:
+        """Return what enters block ``depth`` of a model that packs: [B, T] token ids and mask to [1, N, d].
+
+        Raises:
+            ModelError: for a model that computes on padded rows.
+        """
+        if not isinstance(self.forward, PackedForward):
+            raise ModelError("states were asked of a model that pads its rows; expected one that packs them.")
+        return self.forward.states(self.module, input_ids, attention_mask, depth)
+
+    def logits(self, input_ids: Tensor, attention_mask: Tensor, start: Start | None = None) -> Tensor:
         """Run the model: [B, T] token ids and mask to logits, [B, labels] or [B, T, V], float32.
+
+        With ``start``, which a model that packs takes alone, from there on.
 
         The base computes in the precision it is held in, the adapter in float32 (save for XLNet, which DP refuses): its
         gradient is then a float32 product too, the same whether summed over a batch or captured for each example.
         """
+        if start is not None and isinstance(self.forward, PackedForward):
+            return self.forward(self.module, input_ids, attention_mask, start).float()
         return self.forward(self.module, input_ids, attention_mask).float()
 
 

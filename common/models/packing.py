@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -43,6 +44,19 @@ def plain_forward(module: Any, input_ids: Tensor, attention_mask: Tensor) -> Ten
     return logits
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where a forward pass starts, if not at the first block.
+
+    Attributes:
+        depth: the block, from 0; those below are not run.
+        states: [1, N, d], what enters it.
+    """
+
+    depth: int
+    states: Tensor
+
+
 class PackedForward:
     """Runs a model on packed rows; a :data:`Forward`.
 
@@ -60,10 +74,32 @@ class PackedForward:
         self._head: nn.Module | None = model.get_output_embeddings() if language_model else None
         self._reads = reads
 
-    def __call__(self, module: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    @property
+    def num_blocks(self) -> int:
+        """How many blocks the model has."""
+        return len(self._layers)
+
+    def states(self, module: Any, input_ids: Tensor, attention_mask: Tensor, depth: int) -> Tensor:
+        """Return what enters block ``depth``, [1, N, d]; every row has a token."""
+        packed = Packed(Layout(attention_mask))
+        seen: list[Tensor] = []
+
+        def note(layer: nn.Module, arguments: tuple[Any, ...]) -> None:
+            seen.append(arguments[0])
+
+        with self._hooked(packed), attending(packed), laid_out(None), _skipped(self._layers[depth:]):
+            handle = self._layers[depth].register_forward_pre_hook(note)
+            try:
+                plain_forward(module, input_ids, attention_mask)
+            finally:
+                handle.remove()
+        return seen[0]
+
+    def __call__(self, module: Any, input_ids: Tensor, attention_mask: Tensor, start: Start | None = None) -> Tensor:
         """Return the logits, [B, L] or [B, T, V]; at padding, a language model's are zero.
 
-        Batches with a row without a token, or with padding where the classifier reads, run padded.
+        Batches with a row without a token, or with padding where the classifier reads, run padded. With ``start``, no
+        block below is run; a padded pass runs them all, and gives the same.
         """
         if not _ALLOWED.get():
             return plain_forward(module, input_ids, attention_mask)
@@ -71,8 +107,16 @@ class PackedForward:
         if not layout.complete:
             return plain_forward(module, input_ids, attention_mask)
         packed = Packed(layout)
-        with self._hooked(packed), attending(packed), laid_out(None):
-            return plain_forward(module, input_ids, attention_mask)
+        below = [] if start is None else self._layers[: start.depth]
+        with self._hooked(packed), attending(packed), laid_out(None), _skipped(below):
+            if start is None:
+                return plain_forward(module, input_ids, attention_mask)
+            states = start.states
+            handle = self._layers[start.depth].register_forward_pre_hook(lambda _, inputs: (states, *inputs[1:]))
+            try:
+                return plain_forward(module, input_ids, attention_mask)
+            finally:
+                handle.remove()
 
     @contextmanager
     def _hooked(self, packed: Packed) -> Iterator[None]:
@@ -101,6 +145,22 @@ class PackedForward:
             if self._head is not None:
                 around(self._head, _Enter(packed), _Leave(packed))
             yield
+
+
+@contextmanager
+def _skipped(layers: list[nn.Module]) -> Iterator[None]:
+    """Let blocks return what they are given."""
+    try:
+        for layer in layers:
+            layer.forward = _as_it_is
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
+
+
+def _as_it_is(states: Tensor, *arguments: Any, **settings: Any) -> Tensor:
+    return states
 
 
 class _Enter:
