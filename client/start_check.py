@@ -25,11 +25,12 @@ from torch import Tensor
 from client.dp.step import DpStep
 from common.codecs.codec import decode, encode
 from common.config.run import RunConfig
-from common.data.batches import Batch, Collator, TokenRow
+from common.data.batches import Batch, Collator, Limit, TokenRow
 from common.errors import PrivacyError
 from common.methods import trained_names
 from common.models.adapter import AdaptedModel
-from common.models.packing import padded
+from common.models.frozen import FROZEN_BYTES, frozen_states
+from common.models.packing import Start, padded
 from common.privacy.planning import Mechanism
 from common.randomness import CryptoStream
 from common.tasks.catalog import TASKS
@@ -95,10 +96,10 @@ def _rows(model: AdaptedModel, config: RunConfig, lengths: Sequence[int]) -> lis
     return rows
 
 
-def _losses(model: AdaptedModel, config: RunConfig, rows: Sequence[TokenRow]) -> Tensor:
+def _losses(model: AdaptedModel, config: RunConfig, rows: Sequence[TokenRow], start: Start | None = None) -> Tensor:
     collate = Collator(model.base.tokenizer.pad_token_id, model.base.family.padding_side)
     batch: Batch = collate(rows).to(model.device)
-    return TASKS[config.data.task].loss_per_sequence(model.logits(batch.input_ids, batch.attention_mask), batch)
+    return TASKS[config.data.task].loss_per_sequence(model.logits(batch.input_ids, batch.attention_mask, start), batch)
 
 
 def _one_by_one(model: AdaptedModel, config: RunConfig, rows: Sequence[TokenRow]) -> list[Tensors]:
@@ -115,6 +116,13 @@ def _one_by_one(model: AdaptedModel, config: RunConfig, rows: Sequence[TokenRow]
     return gradients
 
 
+def _start(model: AdaptedModel, config: RunConfig, rows: Sequence[TokenRow]) -> Start | None:
+    """Where training starts on these rows, once the blocks below the lowest adapter have been run."""
+    head_only = config.adapter.kind == "head_only"
+    states = frozen_states(model, rows, Limit(), head_only=head_only, room_bytes=FROZEN_BYTES)
+    return None if states is None else states.start(range(len(rows)))
+
+
 def _step(model: AdaptedModel, config: RunConfig, rows: Sequence[TokenRow], clip: float, noise: float) -> Tensors:
     """Return what one DP step of SGD with rate 1 subtracts from the adapter, and undo it."""
     before = model.state()
@@ -127,7 +135,7 @@ def _step(model: AdaptedModel, config: RunConfig, rows: Sequence[TokenRow], clip
     stream = CryptoStream(bytes(32))
     with DpStep(model.module, parameters, optimizer, mechanism, stream, model.base.family.batch_first) as step:
         if rows:
-            step.micro_batch(_losses(model, config, rows), len(rows))
+            step.micro_batch(_losses(model, config, rows, _start(model, config, rows)), len(rows))
         step.apply(len(rows))
     moved = subtract(before, model.state())
     model.load(before)

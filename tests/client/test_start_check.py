@@ -36,7 +36,7 @@ def test_sound_set_up_passes_and_is_left_as_it_was(
     assert all(torch.equal(value, before[name]) for name, value in model.state().items())
 
 
-@pytest.mark.parametrize("kind", ["causal", "bf16", "head only", "checkpointing", "mean"])
+@pytest.mark.parametrize("kind", ["causal", "bf16", "head only", "checkpointing", "mean", "upper"])
 def test_other_set_ups_pass(make_config: Callable[..., RunConfig], kind: str) -> None:
     config = {
         "causal": lambda: make_config("llama", "causal_lm", privacy=PRIVATE),
@@ -44,6 +44,7 @@ def test_other_set_ups_pass(make_config: Callable[..., RunConfig], kind: str) ->
         "head only": lambda: make_config(adapter={"kind": "head_only"}, privacy=PRIVATE),
         "checkpointing": lambda: make_config(model={"gradient_checkpointing": True}, privacy=PRIVATE),
         "mean": lambda: make_config(model={"pooling": "mean"}, privacy=PRIVATE),
+        "upper": lambda: make_config(adapter={"target_modules": ["layer.1.output.dense"]}, privacy=PRIVATE),
     }[kind]()
     self_test(resident_model(config), config)
 
