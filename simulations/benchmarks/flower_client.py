@@ -22,6 +22,7 @@ from common.data.batches import Collator, TokenRow
 from common.data.federated import load_federated_data
 from common.models.adapter import AdaptedModel, adapt
 from common.models.base import choose_device, load_base
+from common.models.packing import padded
 from common.privacy.planning import plain_steps
 from common.randomness import torch_generator
 from common.tasks.catalog import TASKS
@@ -86,7 +87,8 @@ def _train(model: AdaptedModel, rows: Rows, config: RunConfig, order: torch.Gene
     losses = []
     for chosen in shuffled_batches(len(rows), size, plain_steps(config, len(rows)), order):
         batch = collate([rows[index] for index in chosen])
-        loss = task.loss_per_sequence(model.logits(batch.input_ids, batch.attention_mask), batch).mean()
+        with padded():  # as such a ClientApp computes, not as we do
+            loss = task.loss_per_sequence(model.logits(batch.input_ids, batch.attention_mask), batch).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
