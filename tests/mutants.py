@@ -69,8 +69,8 @@ MUTANTS = (
     Mutant(
         "twice the clip",
         STEP,
-        "        bound = self._clip.value / len(self._groups) ** 0.5",
-        "        bound = 2.0 * self._clip.value / len(self._groups) ** 0.5",
+        "        bound = self._clip.value / (1.0 + self._margin) / len(self._groups) ** 0.5",
+        "        bound = 2.0 * self._clip.value / (1.0 + self._margin) / len(self._groups) ** 0.5",
         (f"{SUM_TEST}[bert-classification-0.05-captured]",),
     ),
     Mutant(
