@@ -11,6 +11,7 @@ from torch import Tensor
 from common.config.run import RunConfig
 from common.data.batches import Collator, TokenRow, micro_batches
 from common.data.examples import Example
+from common.data.token_table import JoinedRows, TokenRows, lengths_of
 from common.models.adapter import AdaptedModel
 from common.tasks.catalog import TASKS
 from common.tasks.task import Metrics
@@ -44,28 +45,33 @@ class Evaluator:
     Args:
         model: the resident model; its adapter values are overwritten by :meth:`__call__`.
         config: the run config.
-        test: test rows of each site.
+        test: test rows of each site, as examples or tokenised.
     """
 
-    def __init__(self, model: AdaptedModel, config: RunConfig, test: Mapping[str, Sequence[Example]]) -> None:
+    def __init__(
+        self, model: AdaptedModel, config: RunConfig, test: Mapping[str, Sequence[Example]] | Mapping[str, TokenRows]
+    ) -> None:
         self._model = model
         self._task = TASKS[config.data.task]
         self._sites = tuple(test)
         tokenizer = model.base.tokenizer
-        self._rows: list[TokenRow] = []
-        self._owner: list[int] = []
-        for index, site in enumerate(self._sites):
-            rows = self._task.tokenise(test[site], tokenizer, config.data)
-            self._rows += rows
-            self._owner += [index] * len(rows)
+        parts: list[Sequence[TokenRow]] = []
+        self._lengths: list[int] = []
+        for site in self._sites:
+            known = test[site]
+            rows = known if isinstance(known, TokenRows) else self._task.tokenise(known, tokenizer, config.data)
+            parts.append(rows)
+            self._lengths += lengths_of(rows)
+        self._rows = JoinedRows(parts)
+        self._owner = torch.repeat_interleave(torch.tensor([len(part) for part in parts]))
         self._collate = Collator(tokenizer.pad_token_id, model.base.family.padding_side)
 
     def __call__(self, adapter: Mapping[str, Tensor]) -> Evaluation:
         """Evaluate ``adapter`` (tensors by saved name)."""
         self._model.load(adapter)
         sums = self._sums()
-        owner = torch.tensor(self._owner)
-        by_site = {site: self._metrics(sums[owner == index].sum(dim=0)) for index, site in enumerate(self._sites)}
+        by_owner = torch.zeros(len(self._sites), sums.shape[1], dtype=sums.dtype).index_add_(0, self._owner, sums)
+        by_site = {site: self._metrics(added) for site, added in zip(self._sites, by_owner, strict=True)}
         headline = self._task.headline
         sign = 1.0 if self._task.higher_is_better else -1.0
         worst = min(by_site, key=lambda site: sign * by_site[site][headline], default=None)
@@ -76,7 +82,7 @@ class Evaluator:
 
     def _sums(self) -> Tensor:
         """Sums of every row, float64 [N, len(sum_names)], in the order of the rows."""
-        lengths = [len(row) for row in self._rows]
+        lengths = self._lengths
         budget = TOKENS_PER_BATCH.get(self._model.device.type, 16384)
         size = max(1, budget // max(lengths))
         table = torch.zeros(len(self._rows), len(self._task.sum_names), dtype=torch.float64)
