@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,7 @@ from common.config.load import load_run_config
 from common.config.run import RunConfig
 from common.console import INTERRUPTED, error_console, new_app, one_line_errors
 from common.quiet import quiet_dependencies
+from simulations.audit.extra import expect_installed
 
 if TYPE_CHECKING:
     from simulations.engines.settings import EngineSettings
@@ -26,6 +28,9 @@ app = new_app(
     "fedtune-sim",
     "Simulate a federation on this machine: the same round loop, trainer and wire format as a deployment.",
 )
+
+MOST_SITES_SHOWN = 60
+"""Sites that a table on the screen lists."""
 
 Config = Annotated[Path, typer.Argument(help="Run config in YAML; configs/ has some that work.")]
 Overrides = Annotated[
@@ -94,10 +99,25 @@ def _run(
         raise typer.Exit(INTERRUPTED) from None
     for table in closing_tables(summary, settings.data.task):
         console.print(table)
-    for line in (f"Run folder: {folder}/ (adapter/, metrics.jsonl, summary.json)", _next_command(settings, config)):
+    picture = folder / "partition.png"
+    drawn = f", {picture.name}" if find_spec("matplotlib") else "; install the extra 'plots' for partition.png"
+    if find_spec("matplotlib"):
+        _draw_partition(settings, picture)
+    files = f"Run folder: {folder}/ (adapter/, metrics.jsonl, summary.json{drawn})"
+    for line in (files, _next_command(settings, config)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if quiet:
         sys.stdout.write(f"{folder}\n")
+
+
+def _draw_partition(settings: RunConfig, path: Path) -> None:
+    from common.data.tokens import load_federated_tokens
+    from common.models.folder import model_folder
+    from simulations.cache import token_cache_folder
+    from simulations.partition_picture import draw_partition
+
+    data = load_federated_tokens(settings.data, settings.seed, model_folder(settings.model), token_cache_folder())
+    draw_partition(path, settings, data)
 
 
 def _next_command(settings: RunConfig, config: Path) -> str:
@@ -115,6 +135,7 @@ def _next_command(settings: RunConfig, config: Path) -> str:
 def check(
     config: Config,
     overrides: Overrides = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw sites and labels into this PNG file.")] = None,
     device: Device = "auto",
     as_json: AsJson = False,
     debug: Debug = False,
@@ -124,7 +145,12 @@ def check(
         _set_up(debug, None)
         from simulations.check import check_run
 
-        plan = check_run(load_run_config(config, overrides or ()), device)
+        settings = load_run_config(config, overrides or ())
+        if picture is not None:
+            expect_installed(("matplotlib",), "a picture", "plots")
+        plan = check_run(settings, device)
+        if picture is not None:
+            _draw_partition(settings, picture)
         if as_json:
             sys.stdout.write(json.dumps(plan, indent=2, ensure_ascii=False) + "\n")
         else:
@@ -147,8 +173,6 @@ def audit(
     """Attack a run, with and without its noise, and set the measured ε beside the claimed one."""
     with one_line_errors(debug):
         _set_up(debug, threads)
-        from simulations.audit.extra import expect_installed
-
         expect_installed()
         from simulations.audit.audit import AuditOptions
         from simulations.audit.command import audit_and_print
@@ -176,8 +200,10 @@ def _print_plan(plan: dict[str, Any]) -> None:
     table.add_column("site", overflow="fold")
     for column in columns:
         table.add_column(column.replace("_", " "), justify="right")
-    for site, row in plan["sites"].items():
+    for site, row in list(plan["sites"].items())[:MOST_SITES_SHOWN]:
         table.add_row(escape(site), *(f"{row[c]:.4g}" if isinstance(row[c], float) else str(row[c]) for c in columns))
+    if len(plan["sites"]) > MOST_SITES_SHOWN:
+        table.caption = f"and {len(plan['sites']) - MOST_SITES_SHOWN:,} more sites; --json lists all"
     console.print(table)
     size = plan["bytes_per_site_and_round"]
     for line in (

@@ -1,4 +1,4 @@
-"""The optional packages that the audit needs, looked for before anything is trained."""
+"""The optional packages that pictures and the audit need, looked for before anything is computed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from common.errors import ConfigError
 NEEDED = ("matplotlib", "scipy", "sklearn")
 
 
-def expect_installed(packages: Sequence[str] = NEEDED) -> None:
-    """Check that the optional packages are there.
+def expect_installed(packages: Sequence[str] = NEEDED, what: str = "the audit", extra: str = "audit") -> None:
+    """Check that the optional packages of an extra are there.
 
     Raises:
         ConfigError: naming those that are not, and the command that installs them.
@@ -19,6 +19,6 @@ def expect_installed(packages: Sequence[str] = NEEDED) -> None:
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"the audit needs {', '.join(missing)}, not installed; expected the extra 'audit'. "
-            "Run: pip install -e '.[audit]'."
+            f"{what} needs {', '.join(missing)}, not installed; expected the extra {extra!r}. "
+            f"Run: pip install -e '.[{extra}]'."
         )
