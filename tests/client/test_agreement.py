@@ -125,11 +125,23 @@ def test_broken_row_is_named_in_the_sites_own_log(make_site: MakeSite, caplog: p
 
 def test_partition_of_the_run_is_not_applied(make_site: MakeSite) -> None:
     for kind in sorted(PARTITIONERS):
-        site = make_site(data={"partition": {"kind": kind, "sites": 2}})
+        more = {"partitioner": "linear"} if kind == "flower" else {}
+        site = make_site(data={"partition": {"kind": kind, "sites": 2, **more}})
         assert isinstance(site.describe(), SiteDescription)
     site = make_site(data={"partition": {"kind": "column", "column": "patient"}})
     write_rows(site.data, [row | {"patient": "p" * (129 + index)} for index, row in enumerate(site.rows)])
     assert isinstance(site.describe(), SiteDescription)
+
+
+def test_real_site_leaves_no_tokens_on_disk(
+    make_site: MakeSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDTUNE_CACHE", str(tmp_path / "cache"))
+    site = make_site()
+    before = {path for path in tmp_path.rglob("*") if path.suffix == ".npy"}
+    assert isinstance(site.describe(), SiteDescription)
+    assert not (tmp_path / "cache").exists()
+    assert {path for path in tmp_path.rglob("*") if path.suffix == ".npy"} == before == set()
 
 
 @pytest.mark.parametrize("source", ["hub", "absent", "elsewhere"])
