@@ -225,6 +225,8 @@ def _notes(config: RunConfig, seeds: Sequence[int], sites: Mapping[str, Any], sh
         notes.append(f"{len(small)} of {len(sites)} sites have fewer than {SMALL} test rows: their intervals are wide.")
     if config.federation.sites_per_round is not None:
         notes.append("A site alone trains in every round; in the federation it is asked in some.")
+    if config.simulation is not None:
+        notes.append("A site alone, and the pool, meet none of the faults that the simulation puts on sites.")
     if config.data.task == "classification":
         notes.append("The base model as it is has an untrained head: its accuracy is that of guessing.")
     notes.append("Settings are those of the run config for all; none was tuned for its baseline (--change does that).")

@@ -35,10 +35,11 @@ def _gains(figures: Mapping[str, Any]) -> Picture:
         panel.set_yticks(range(len(rows)), [name for name, _ in rows])
         panel.get_yticklabels()[-1].set_fontweight("bold")
         panel.axhline(len(rows) - 1.5, color=GREY, linewidth=0.6)
-        panel.set_ylim(len(rows) - 0.5, -0.5)
+        panel.set_ylim(len(rows) - 0.5, -1.1)
         panel.grid(visible=False, axis="y")
-        panel.set(title="does joining beat training alone?")
-        panel.set_xlabel(f"← alone is better      gain by joining, {figures['unit']}      joining is better →")
+        panel.set(title="does joining beat training alone?", xlabel=f"gain by joining, {figures['unit']}")
+        for where, side in (("right", "← alone is better  "), ("left", "  joining is better →")):
+            panel.text(0, -0.75, side, ha=where, va="center", color=GREY, fontsize=9)
         caption = (
             "What each site gains by joining, on its own test rows, mean over seeds with 95 % intervals. Blue: joining "
             "is better; orange: alone is; open and grey: not decided."

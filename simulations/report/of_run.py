@@ -51,6 +51,7 @@ def _page(
         *([("ε spent on whole sites", f"{whole['epsilon']:.2f}")] if whole else []),
         ("MB up and down", f"{_megabytes(summary):.2f}"),
         ("seconds", f"{summary['seconds_total']:.1f}"),
+        *([("simulated seconds", f"{last.simulated_s:.1f}")] if last and last.simulated_s is not None else []),
     ]
     rounds = [record for record in records if record["kind"] == "round"]
     pictures = [_course(points, summary), _levels(summary)] if points else []

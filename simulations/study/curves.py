@@ -12,9 +12,6 @@ from common.privacy.planning import plan_site_level
 from common.run_folder import RunFolder
 from server.summary import epsilon_by_site
 
-SIMULATED = "simulated"
-"""Key, in a round record's seconds, of the simulated seconds of the round, where devices and links are modelled."""
-
 
 @dataclass(frozen=True)
 class Point:
@@ -27,7 +24,7 @@ class Point:
         loss: mean loss over all rows, nats.
         megabytes: up and down, all sites, so far; units of 1e6 bytes.
         epsilon: largest ε spent at any site, or on whole sites where only those are protected; None without privacy.
-        simulated_s: simulated seconds so far; None where none are modelled.
+        simulated_s: simulated seconds so far; None where nothing takes simulated time.
     """
 
     round: int
@@ -50,8 +47,7 @@ def curve(folder: Path, config: RunConfig, headline: str) -> list[Point]:
     records = RunFolder(folder).records()
     rounds = [record for record in records if record["kind"] == "round"]
     sent = [0.0, *accumulate(_bytes(record) / 1e6 for record in rounds)]
-    seconds = [record["seconds"].get(SIMULATED) for record in rounds]
-    clock = None if None in seconds or not seconds else [0.0, *accumulate(seconds)]
+    clock = [0.0, *accumulate(record.get("simulated_s", {}).get("round", 0.0) for record in rounds)]
     sites = next((len(record["sites"]) for record in records if record["kind"] == "start"), 0)
     points = {}
     for record in records:
@@ -61,7 +57,7 @@ def curve(folder: Path, config: RunConfig, headline: str) -> list[Point]:
         worst = metrics["by_site"].get(metrics["worst_site"], {}).get(headline)
         points[number] = Point(
             number, metrics["overall"][headline], worst, metrics["overall"]["loss"], sent[number],
-            epsilon_after(rounds[:number], config, sites), None if clock is None else clock[number],
+            epsilon_after(rounds[:number], config, sites), clock[number] if clock[-1] > 0 else None,
         )  # fmt: skip
     return [points[number] for number in sorted(points)]
 

@@ -36,6 +36,16 @@ def test_sound_set_up_passes_and_is_left_as_it_was(
     assert all(torch.equal(value, before[name]) for name, value in model.state().items())
 
 
+def test_what_an_earlier_run_left_in_the_model_does_not_matter(make_config: Callable[..., RunConfig]) -> None:
+    config = make_config(adapter={"kind": "head_only"}, privacy=PRIVATE)
+    model = resident_model(config)
+    kept = model.state()
+    # A head so sure of itself that a right answer has no gradient in float32.
+    model.load({name: 1e5 * value for name, value in kept.items()})
+    self_test(model, config)
+    assert all(torch.equal(value, 1e5 * kept[name]) for name, value in model.state().items())
+
+
 @pytest.mark.parametrize("kind", ["causal", "bf16", "head only", "checkpointing", "mean", "upper"])
 def test_other_set_ups_pass(make_config: Callable[..., RunConfig], kind: str) -> None:
     config = {

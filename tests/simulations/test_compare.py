@@ -188,7 +188,7 @@ def test_curve_adds_up_bytes_and_epsilon(make_config: Callable[..., RunConfig], 
     records = [json.loads(line) for line in log.read_text().splitlines()]
     for record in records:
         if record["kind"] == "round":
-            record["seconds"]["simulated"] = 2.5
+            record["simulated_s"] = {"round": 2.5, "sites": {}}
     log.write_text("".join(json.dumps(record) + "\n" for record in records))
     assert [point.simulated_s for point in curve(run.folder, run.config, "accuracy")] == [0.0, 5.0, 7.5]
 
