@@ -16,12 +16,20 @@ from client.site_config import SiteConfig
 from common.config.run import RunConfig
 from common.data.batches import TokenRow
 from common.data.examples import Example, example_from_row
-from common.data.federated import load_federated_data
 from common.data.readers import read_rows
+from common.data.token_table import lengths_of
+from common.data.tokens import FederatedTokens, load_federated_tokens
 from common.errors import ConfigError, DataError
 from common.models.adapter import AdaptedModel
 from common.randomness import KeyedRandomness, PrivateRandomness, SystemRandomness
 from common.tasks.catalog import TASKS
+
+TOKEN_CACHE = "token-cache"  # noqa: S105 - tokens of text
+"""Key of a simulated node's config: the folder of the simulation's token tables."""
+
+SITES_HELD = 1024
+"""Virtual sites whose row lengths (and head-only features) stay in memory, so that this does not grow with their
+number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +38,7 @@ class Site:
 
     Attributes:
         name: unique in the federation.
-        rows: training rows, tokenised once.
+        rows: training rows, tokenised once; of a virtual site read from a table when they are asked for.
         lengths: tokens of each row.
         randomness: where noise and sampling come from.
         persons: the person of each row, numbered from 0; None where rows name no person.
@@ -38,7 +46,7 @@ class Site:
     """
 
     name: str
-    rows: tuple[TokenRow, ...]
+    rows: Sequence[TokenRow]
     lengths: tuple[int, ...]
     randomness: PrivateRandomness
     persons: tuple[int, ...] | None = None
@@ -65,7 +73,8 @@ def virtual_site(config: RunConfig, node_config: Mapping[str, object], model: Ad
 
     Args:
         config: the run config, whose data section describes all virtual sites.
-        node_config: Flower's node config, with ``partition-id`` and ``num-partitions``.
+        node_config: Flower's node config, with ``partition-id`` and ``num-partitions``; ``token-cache`` may name the
+            folder where a simulation keeps tokens.
         model: the resident model, for its tokenizer.
 
     Raises:
@@ -76,13 +85,17 @@ def virtual_site(config: RunConfig, node_config: Mapping[str, object], model: Ad
         raise ConfigError(
             "this node has no partition-id, so it is not simulated; expected Flower's simulation or fedtune-sim."
         )
-    sites = load_federated_data(config.data, config.seed).sites
+    cache = node_config.get(TOKEN_CACHE)
+    tokens = load_federated_tokens(
+        config.data, config.seed, model.base.folder, Path(cache) if isinstance(cache, str) else None
+    )
+    sites = tokens.sites
     if count != len(sites) or not 0 <= number < count:
         raise ConfigError(
             f"the simulation has {count} nodes but the data has {len(sites)} sites; expected as many. "
             f"Set the number of supernodes to {len(sites)}."
         )
-    return _tokenised(config, sites[number], model)
+    return _virtual(config, sites[number], tokens)
 
 
 @dataclass(frozen=True)
@@ -132,8 +145,7 @@ def real_site(config: RunConfig, site_config: SiteConfig, model: AdaptedModel) -
     with own_rows():
         read = _read(agreed, site_config)
         rows = TASKS[agreed.data.task].tokenise(read.examples, model.base.tokenizer, agreed.data)
-    lengths = tuple(map(len, rows))
-    return Site(site_config.name, tuple(rows), lengths, SystemRandomness(), read.persons, read.ledger)
+    return Site(site_config.name, tuple(rows), lengths_of(rows), SystemRandomness(), read.persons, read.ledger)
 
 
 def _read(agreed: RunConfig, site_config: SiteConfig) -> SiteRows:
@@ -148,16 +160,15 @@ def _read(agreed: RunConfig, site_config: SiteConfig) -> SiteRows:
 
 
 def forget_virtual_sites() -> None:
-    """Forget the virtual sites that this process holds, and with them their models."""
-    _tokenised.cache_clear()
+    """Forget the virtual sites that this process holds, and what was computed of them."""
+    _virtual.cache_clear()
+    load_federated_tokens.cache_clear()
 
 
-@lru_cache(maxsize=4096)
-def _tokenised(config: RunConfig, name: str, model: AdaptedModel) -> Site:
-    examples = load_federated_data(config.data, config.seed).train[name]
-    rows = TASKS[config.data.task].tokenise(examples, model.base.tokenizer, config.data)
-    randomness = KeyedRandomness(config.seed, name)
-    return Site(name, tuple(rows), tuple(map(len, rows)), randomness, _persons(examples))
+@lru_cache(maxsize=SITES_HELD)
+def _virtual(config: RunConfig, name: str, tokens: FederatedTokens) -> Site:
+    rows = tokens.train[name]
+    return Site(name, rows, rows.lengths, KeyedRandomness(config.seed, name), rows.persons)
 
 
 def _persons(examples: Sequence[Example]) -> tuple[int, ...] | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from common.config.run import RunConfig
 from common.data.batches import Collator, Limit, TokenRow, micro_batches
 from common.data.examples import Example
+from common.data.token_table import JoinedRows, TokenRows, lengths_of
 from common.models.adapter import AdaptedModel
 from common.models.frozen import FROZEN_BYTES, FrozenStates, frozen_states
 from common.tasks.catalog import TASKS
@@ -46,27 +47,32 @@ class Evaluator:
     Args:
         model: the resident model; its adapter values are overwritten by :meth:`__call__`.
         config: the run config.
-        test: test rows of each site.
+        test: test rows of each site, as examples or tokenised.
     """
 
-    def __init__(self, model: AdaptedModel, config: RunConfig, test: Mapping[str, Sequence[Example]]) -> None:
+    def __init__(
+        self, model: AdaptedModel, config: RunConfig, test: Mapping[str, Sequence[Example]] | Mapping[str, TokenRows]
+    ) -> None:
         self._model = model
         self._task = TASKS[config.data.task]
         self._sites = tuple(test)
         tokenizer = model.base.tokenizer
-        self._rows: list[TokenRow] = []
-        self._owner: list[int] = []
-        for index, site in enumerate(self._sites):
-            rows = self._task.tokenise(test[site], tokenizer, config.data)
-            self._rows += rows
-            self._owner += [index] * len(rows)
+        parts: list[Sequence[TokenRow]] = []
+        self._lengths: list[int] = []
+        for site in self._sites:
+            known = test[site]
+            rows = known if isinstance(known, TokenRows) else self._task.tokenise(known, tokenizer, config.data)
+            parts.append(rows)
+            self._lengths += lengths_of(rows)
+        self._rows = JoinedRows(parts)
+        self._owner = torch.repeat_interleave(torch.tensor([len(part) for part in parts]))
         self._collate = Collator(tokenizer.pad_token_id, model.base.family.padding_side)
 
     def __call__(self, adapter: Mapping[str, Tensor]) -> Evaluation:
         """Evaluate ``adapter`` (tensors by saved name)."""
         sums = self.row_sums(adapter)
-        owner = torch.tensor(self._owner)
-        by_site = {site: self._metrics(sums[owner == index].sum(dim=0)) for index, site in enumerate(self._sites)}
+        by_owner = torch.zeros(len(self._sites), sums.shape[1], dtype=sums.dtype).index_add_(0, self._owner, sums)
+        by_site = {site: self._metrics(added) for site, added in zip(self._sites, by_owner, strict=True)}
         headline = self._task.headline
         sign = 1.0 if self._task.higher_is_better else -1.0
         worst = min(by_site, key=lambda site: sign * by_site[site][headline], default=None)
@@ -75,7 +81,7 @@ class Evaluator:
     @property
     def owners(self) -> tuple[str, ...]:
         """The site of every row, in the order of :meth:`row_sums`."""
-        return tuple(self._sites[index] for index in self._owner)
+        return tuple(self._sites[index] for index in self._owner.tolist())
 
     def row_sums(self, adapter: Mapping[str, Tensor]) -> Tensor:
         """Return what every row adds to the metrics under ``adapter``: float64 [N, len(task.sum_names)]."""
@@ -87,7 +93,7 @@ class Evaluator:
 
     def _sums(self) -> Tensor:
         """Sums of every row, float64 [N, len(sum_names)], in the order of the rows."""
-        lengths = [len(row) for row in self._rows]
+        lengths = self._lengths
         table = torch.zeros(len(self._rows), len(self._task.sum_names), dtype=torch.float64)
         self._model.module.eval()
         states = self._states
@@ -104,7 +110,7 @@ class Evaluator:
         budget = TOKENS_PER_BATCH.get(self._model.device.type, 16384)
         if self._model.packs:
             return Limit(tokens=budget)
-        return Limit(rows=max(1, budget // max(len(row) for row in self._rows)))
+        return Limit(rows=max(1, budget // max(self._lengths)))
 
     @cached_property
     def _states(self) -> FrozenStates | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,21 +76,29 @@ class RunFolder:
 
     def records(self) -> list[dict[str, Any]]:
         """Return the records of the metrics log; a last line cut short by a crash is left out."""
+        return list(self.iterate_records())
+
+    def iterate_records(self, *kinds: str) -> Iterator[dict[str, Any]]:
+        """Yield the records of the metrics log one by one: all, or those of some kinds.
+
+        An evaluation of thousands of sites is megabytes; who needs the rounds alone holds them alone.
+        """
         if not self.metrics.exists():
-            return []
-        records = []
-        for line in self.metrics.read_text(encoding="utf-8").split("\n"):
-            if not line:
-                continue
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                break
-        return records
+            return
+        with self.metrics.open(encoding="utf-8", newline="\n") as file:
+            for line in file:
+                if not line.strip():
+                    continue
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    return
+                if not kinds or record["kind"] in kinds:
+                    yield record
 
     def rewind(self, last_round: int) -> None:
         """Drop the records of rounds after ``last_round``: they happened after the checkpoint and will again."""
-        kept = [record for record in self.records() if record.get("round", 0) <= last_round]
+        kept = (record for record in self.iterate_records() if record.get("round", 0) <= last_round)
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
         write_atomic(self.metrics, text.encode())
 

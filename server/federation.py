@@ -17,6 +17,7 @@ from common.atomic import write_atomic
 from common.config.load import dump_run_config, load_run_config
 from common.config.run import RunConfig
 from common.data.federated import load_federated_data
+from common.data.token_table import TokenRows
 from common.errors import RunError
 from common.evaluation import Evaluator
 from common.methods import trained_names
@@ -47,6 +48,7 @@ class RunSettings:
         engine: what carries the messages, for the record.
         clock: what the rounds' deadlines are read from.
         round_notes: what the carrier of the messages adds to the record of a round.
+        test: tokenised test rows of each site, where whoever starts the run has them; else they are read.
     """
 
     folder: RunFolder
@@ -55,6 +57,7 @@ class RunSettings:
     engine: str = "flower"
     clock: Clock = field(default_factory=WallClock)
     round_notes: Callable[[int], Mapping[str, Any]] | None = None
+    test: Mapping[str, TokenRows] | None = None
 
 
 def run_federation(
@@ -93,7 +96,7 @@ def run_federation(
     folder.log(started | ({"left_out": left_out} if left_out else {}))
     done = 0 if completed is None else completed.round
     watch.run_started(config, list(members), done)
-    if done == 0 and not any(record["kind"] == "evaluation" for record in folder.records()):
+    if done == 0 and not any(folder.iterate_records("evaluation")):
         keeper.evaluate(0, adapter)
     strategy = FederatedTuning(
         config=config, members=members, adapter=adapter, base_fingerprint=model.base.fingerprint, run=run,
@@ -102,7 +105,7 @@ def run_federation(
     )  # fmt: skip
     strategy.start(grid)
     export_adapter(model, {**start, **strategy.adapter}, config, folder.adapter)
-    summary = summarise(folder.records(), config)
+    summary = summarise(folder.iterate_records(), config)
     folder.write_summary(summary)
     write_atomic(folder.model_card, model_card(config, summary).encode())
     return summary
@@ -115,7 +118,7 @@ def _completed(folder: RunFolder, config: RunConfig) -> Checkpoint:
             f"{folder.path} was started with another config ({_differing(folder, config)}); expected the same. "
             "Resume with the same config, or start afresh with another --out."
         )
-    logged = [record["round"] for record in folder.records() if record["kind"] == "round"]
+    logged = [record["round"] for record in folder.iterate_records("round")]
     if logged[: checkpoint.round] != list(range(1, checkpoint.round + 1)):
         raise RunError(
             f"{folder.metrics} lacks rounds up to the checkpoint's {checkpoint.round}; expected all, since ε is summed "
@@ -140,7 +143,7 @@ def _resumed(checkpoint: Checkpoint, travelling: Tensors, model: AdaptedModel) -
 
 def _expect_as_many_sites(folder: RunFolder, number: int) -> None:
     """Noise and sampling of site-level privacy are planned for a number of sites; another one would be another plan."""
-    planned = next(len(record["sites"]) for record in folder.records() if record["kind"] == "start")
+    planned = next(len(record["sites"]) for record in folder.iterate_records("start"))
     if number != planned:
         raise RunError(
             f"{number} sites are connected but site-level privacy was planned for {planned}; expected as many. "
@@ -188,8 +191,10 @@ class _Keeper:
         self._config, self._folder, self._model = config, settings.folder, model
         self._start, self._watch, self._notes = start, watch, settings.round_notes
         self._run, self._site_level = run, site_level
-        test = load_federated_data(config.data, config.seed).test if config.evaluation.enabled else {}
-        self._evaluator = Evaluator(model, config, test) if test else None
+        self._evaluator: Evaluator | None = None
+        if config.evaluation.enabled:
+            test = load_federated_data(config.data, config.seed).test if settings.test is None else settings.test
+            self._evaluator = Evaluator(model, config, test) if test else None
 
     def round_done(self, number: int, adapter: Tensors, clip_norm: float | None, record: dict[str, Any]) -> None:
         if self._notes is not None:
@@ -199,8 +204,7 @@ class _Keeper:
         if number == last or (every and number % every == 0):
             self.evaluate(number, adapter)
         self.checkpoint(number, adapter, clip_norm)
-        rounds = [known for known in self._folder.records() if known["kind"] == "round"]
-        spent = max(epsilon_by_site(rounds, self._config).values(), default=None)
+        spent = max(epsilon_by_site(self._folder.iterate_records("round"), self._config).values(), default=None)
         if spent is None and self._site_level is not None:
             spent = self._site_level.mechanism.epsilon_after(number)
         self._watch.round_ended(record, spent)

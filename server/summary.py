@@ -12,7 +12,7 @@ from common.privacy.claim import privacy_claim
 from common.privacy.planning import plan_site_level
 from common.tasks.catalog import TASKS
 
-Records = list[dict[str, Any]]
+Record = dict[str, Any]
 
 
 def epsilon_by_site(rounds: Iterable[dict[str, Any]], config: RunConfig) -> dict[str, float]:
@@ -31,7 +31,7 @@ def epsilon_by_site(rounds: Iterable[dict[str, Any]], config: RunConfig) -> dict
     }
 
 
-def summarise(records: Records, config: RunConfig) -> dict[str, Any]:
+def summarise(records: Iterable[Record], config: RunConfig) -> dict[str, Any]:
     """Build ``summary.json``.
 
     Returns:
@@ -43,9 +43,19 @@ def summarise(records: Records, config: RunConfig) -> dict[str, Any]:
     Raises:
         RunError: for a log without a start.
     """
-    starts = [record for record in records if record["kind"] == "start"]
-    rounds = [record for record in records if record["kind"] == "round"]
-    evaluations = [record for record in records if record["kind"] == "evaluation"]
+    starts, rounds = [], []
+    metrics: dict[int, dict[str, Any]] = {}
+    evaluating = 0.0
+    for record in records:
+        if record["kind"] == "start":
+            starts.append(record)
+        elif record["kind"] == "round":
+            rounds.append(record)
+        elif record["kind"] == "evaluation":
+            evaluating += record["seconds"]
+            if record["round"] != 0:  # with thousands of sites an evaluation is megabytes: the first and the last stay
+                metrics = {known: kept for known, kept in metrics.items() if known == 0}
+            metrics[record["round"]] = {record["split"]: record["metrics"]}
     if not starts:
         raise RunError("metrics.jsonl has no start record; expected the log of a run.")
     sites = sorted({site for record in rounds for site in record["sites"]})
@@ -58,7 +68,7 @@ def summarise(records: Records, config: RunConfig) -> dict[str, Any]:
         "rounds": sum(record["seconds"]["total"] for record in rounds),
         "training": sum(record["seconds"]["training"] for record in rounds),
         "aggregation": sum(record["seconds"]["aggregation"] for record in rounds),
-        "evaluation": sum(record["seconds"] for record in evaluations),
+        "evaluation": evaluating,
     }
     first, last = starts[0], starts[-1]
     return {
@@ -66,8 +76,8 @@ def summarise(records: Records, config: RunConfig) -> dict[str, Any]:
         "rounds": len(rounds),
         "sites": list(first["sites"]),
         "headline": TASKS[config.data.task].headline,
-        "metrics_before": _metrics(evaluations, 0),
-        "metrics_after": _metrics(evaluations, len(rounds)),
+        "metrics_before": metrics.get(0, {}),
+        "metrics_after": metrics.get(len(rounds), {}),
         "epsilon": epsilon_by_site(rounds, config),
         "delta": config.privacy.delta if config.privacy.is_local else None,
         "site_level": _site_level(config, len(first["sites"]), len(rounds)),
@@ -111,8 +121,3 @@ def _site_level(config: RunConfig, num_sites: int, rounds: int) -> dict[str, flo
     if mechanism is None:
         return None
     return {"epsilon": mechanism.epsilon_after(rounds), "delta": mechanism.delta}
-
-
-def _metrics(evaluations: Records, round_number: int) -> dict[str, Any]:
-    found = [record for record in evaluations if record["round"] == round_number]
-    return {found[-1]["split"]: found[-1]["metrics"]} if found else {}

@@ -17,6 +17,9 @@ from server.clock import POLL_S, Clock, WallClock
 
 logger = logging.getLogger(__name__)
 
+DESCRIBED_AT_ONCE = 256
+"""Sites whose requests and replies are held at any time before the first round."""
+
 
 def exchange(
     grid: Grid, messages: Mapping[str, Message], timeout_s: float, clock: Clock | None = None
@@ -84,15 +87,21 @@ def describe_sites(
             ``federation.min_sites``.
     """
     header = header_bytes(DescribeRequest(config_digest=config.digest()))
-    messages = {str(node): Message(to_records(header), node, MessageType.QUERY, group_id="describe") for node in nodes}
     described: dict[int, SiteDescription] = {}
     left_out: dict[int, str] = {}
-    for node, reply in exchange(grid, messages, config.federation.join_timeout_s):
-        try:
-            described[int(node)] = _description(reply)
-        except WireError as error:
-            left_out[int(node)] = str(error)
-            logger.warning("node %s is left out: its description was not usable: %s", node, error)
+    for start in range(0, len(nodes), DESCRIBED_AT_ONCE):
+        asked = nodes[start : start + DESCRIBED_AT_ONCE]
+        messages = {
+            str(node): Message(to_records(header), node, MessageType.QUERY, group_id="describe") for node in asked
+        }
+        for node, reply in exchange(grid, messages, config.federation.join_timeout_s):
+            try:
+                described[int(node)] = _description(reply)
+            except WireError as error:
+                left_out[int(node)] = str(error)
+                logger.warning("node %s is left out: its description was not usable: %s", node, error)
+        if len(described) + len(left_out) < start + len(asked):
+            break
     silent = len(nodes) - len(described) - len(left_out)
     if silent:
         raise RunError(

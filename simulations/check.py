@@ -6,36 +6,31 @@ from typing import Any
 
 from common.codecs.codec import encode
 from common.config.run import RunConfig
-from common.data.examples import count_units
-from common.data.federated import FederatedData, load_federated_data
-from common.errors import ConfigError, DataError, PrivacyError
+from common.data.tokens import FederatedTokens, load_federated_tokens
+from common.errors import ConfigError, PrivacyError
 from common.methods import trained_names
 from common.models.adapter import AdaptedModel, initial_adapter
 from common.models.resident import resident_model
 from common.privacy.advice import advise
 from common.privacy.claim import privacy_claim
 from common.privacy.planning import plain_steps, plan_mechanism, plan_site_level
-from common.tasks.catalog import TASKS
+from simulations.cache import token_cache_folder
 from simulations.faults.faults import Faults
 
 
 def check_run(config: RunConfig, device: str = "auto") -> dict[str, Any]:
-    """Load config, data and model, tokenise a few rows of every site, and plan the run.
+    """Load config, data and model, tokenise the rows, and plan the run.
 
     Raises:
         FedtuneError: for whatever would keep the run from starting.
     """
-    data = load_federated_data(config.data, config.seed)
     model = resident_model(config, device)
+    data = load_federated_tokens(config.data, config.seed, model.base.folder, token_cache_folder())
     expect_sound(config, data, model)
     faults = Faults.of(config, data.sites)
     start = initial_adapter(model, config.seed)
     names = trained_names(config, start)
     payload = encode({name: start[name] for name in names}, config.communication.codec)
-    task = TASKS[config.data.task]
-    for site in data.sites:
-        if not task.tokenise(data.train[site][:8], model.base.tokenizer, config.data):
-            raise DataError(f"site {site!r} has no rows; expected at least one.")
     return {
         "name": config.name,
         "rounds": config.federation.rounds,
@@ -55,7 +50,7 @@ def check_run(config: RunConfig, device: str = "auto") -> dict[str, Any]:
     }
 
 
-def expect_sound(config: RunConfig, data: FederatedData, model: AdaptedModel) -> None:
+def expect_sound(config: RunConfig, data: FederatedTokens, model: AdaptedModel) -> None:
     """Check what every virtual site would otherwise refuse one by one.
 
     Raises:
@@ -73,11 +68,19 @@ def expect_sound(config: RunConfig, data: FederatedData, model: AdaptedModel) ->
             "expected another base model, or privacy.unit 'none'."
         )
     plan_site_level(config, len(data.sites))
-    for site in data.sites:
+    planned: set[int] = set()
+    for site, units in _units(config, data).items():
+        if units in planned:
+            continue
+        planned.add(units)
         try:
-            plan_mechanism(config, count_units(data.train[site], config.privacy.unit))
+            plan_mechanism(config, units)
         except PrivacyError as error:
             raise PrivacyError(f"site {site!r}: {error}") from None
+
+
+def _units(config: RunConfig, data: FederatedTokens) -> dict[str, int]:
+    return {site: data.train[site].num_units(config.privacy.unit) for site in data.sites}
 
 
 def _site_level(config: RunConfig, num_sites: int) -> dict[str, float] | None:
@@ -91,9 +94,9 @@ def _site_level(config: RunConfig, num_sites: int) -> dict[str, float] | None:
     }
 
 
-def _advice(config: RunConfig, data: FederatedData, num_parameters: int) -> list[str]:
+def _advice(config: RunConfig, data: FederatedTokens, num_parameters: int) -> list[str]:
     """Advice for the smallest site, which the plan is hardest on."""
-    units = {site: count_units(data.train[site], config.privacy.unit) for site in data.sites}
+    units = _units(config, data)
     site = min(units, key=lambda name: units[name])
     mechanism = plan_mechanism(config, units[site])
     if mechanism is None:
@@ -102,9 +105,9 @@ def _advice(config: RunConfig, data: FederatedData, num_parameters: int) -> list
     return [f"{site}: {sentence}" for sentence in found]
 
 
-def _plan(site: str, data: FederatedData, config: RunConfig) -> dict[str, Any]:
+def _plan(site: str, data: FederatedTokens, config: RunConfig) -> dict[str, Any]:
     rows, unit = len(data.train[site]), config.privacy.unit
-    units = count_units(data.train[site], unit)
+    units = data.train[site].num_units(unit)
     mechanism = plan_mechanism(config, units)
     plan: dict[str, Any] = {"train_rows": rows, "test_rows": len(data.test.get(site, ()))}
     if unit == "user":

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from common.config.run import RunConfig
-from common.data.federated import load_federated_data
+from common.data.tokens import load_federated_tokens
 from common.errors import RunError
+from common.models.folder import model_folder
 from common.models.resident import resident_model
 from common.run_folder import RunFolder
 from server.events import Observer
 from server.federation import RunSettings, run_federation
+from simulations.cache import token_cache_folder
 from simulations.check import expect_sound
 from simulations.engines.app_handler import FIRST_NODE_ID
 from simulations.engines.catalog import open_engine
@@ -45,12 +47,12 @@ def simulate(
     Raises:
         FedtuneError: for whatever keeps it from running.
     """
-    data = load_federated_data(config.data, config.seed)
+    data = load_federated_tokens(config.data, config.seed, model_folder(config.model), token_cache_folder())
     chosen = engine or EngineSettings()
     with closing(open_engine(chosen, config, len(data.sites), device)) as running:
         model = resident_model(config, device)
         expect_sound(config, data, model)
-        settings = RunSettings(RunFolder(folder), resume=resume, device=device, engine=chosen.label())
+        settings = RunSettings(RunFolder(folder), resume=resume, device=device, engine=chosen.label(), test=data.test)
         grid = VirtualGrid(running, len(data.sites), watch)
         around, settings = with_faults(grid, config, data.sites, model, FIRST_NODE_ID, settings)
         return run_federation(around, config, settings, observer)

@@ -7,25 +7,42 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from common.config.section import Section
+from common.sources import is_hub
 
 
 class PartitionConfig(Section):
     """How the rows of ``data.train`` and ``data.test`` become the sites of a simulation."""
 
-    kind: Literal["column", "iid", "dirichlet", "size"] = "column"
+    kind: Literal["column", "iid", "dirichlet", "pathological", "size", "cluster", "flower"] = "column"
     """column: a field names the site; iid: equal random parts; dirichlet: label mix drawn per site
-    (Hsu et al. 1909.06335); size: random parts of log-normal size."""
+    (Hsu et al. 1909.06335); pathological: few labels at each site (McMahan et al. 1602.05629); size: random parts of
+    log-normal size; cluster: texts that are alike; flower: a partitioner of flwr-datasets, where that is installed."""
     column: Annotated[str, Field(min_length=1)] = "site"
     """The field that names the site, for kind column."""
     sites: Annotated[int, Field(ge=1)] | None = None
     """Number of sites, for every kind but column."""
     alpha: Annotated[float, Field(gt=0)] = 0.5
-    """Concentration of the Dirichlet distribution: small is skewed."""
+    """Concentration of the Dirichlet distribution: small is skewed. For kind dirichlet, ours or Flower's."""
+    labels_per_site: Annotated[int, Field(ge=1)] = 2
+    """Labels at each site, for kind pathological and Flower's partitioner of that name."""
+    shards_per_site: Annotated[int, Field(ge=1)] = 2
+    """Shards at each site, for Flower's partitioner "shard"."""
     sigma: Annotated[float, Field(ge=0)] = 1.0
     """Standard deviation of the logarithm of the site sizes, for kind size."""
+    encoder: Annotated[str, Field(min_length=1)] | None = None
+    """For kind cluster: an encoder (a folder or ``package:NAME/folder``) whose mean-pooled vectors are clustered;
+    without it TF-IDF weights are. A key of its own, so that runs on different base models can share a partition."""
+    partitioner: Literal["dirichlet", "exponential", "linear", "pathological", "shard", "square"] | None = None
+    """For kind flower: which one of flwr-datasets."""
 
     @model_validator(mode="after")
     def _sites_where_drawn(self) -> PartitionConfig:
+        if (self.partitioner is not None) != (self.kind == "flower"):
+            raise ValueError("partitioner goes with kind 'flower'; expected both or neither")
+        if self.encoder is not None and is_hub(self.encoder):
+            raise ValueError("encoder is a hub id; expected a folder or package:NAME/folder. Download it first")
+        if self.encoder is not None and self.kind != "cluster":
+            raise ValueError(f"encoder is set for kind {self.kind!r}; expected kind 'cluster'. Remove it")
         if self.kind != "column" and self.sites is None:
             raise ValueError(f"sites is missing; expected a number of sites for kind {self.kind!r}")
         if self.kind == "column" and self.sites is not None:
@@ -74,10 +91,24 @@ class DataConfig(Section):
                 raise ValueError("labels has a label twice; expected each once")
         elif self.labels is not None:
             raise ValueError("labels is set for task 'causal_lm', which has none; remove it")
-        if self.partition.kind == "dirichlet" and self.task != "classification":
-            raise ValueError("partition.kind 'dirichlet' needs labels; expected task 'classification'")
+        partition = self.partition
+        if partition.kind in ("dirichlet", "pathological", "flower") and self.task != "classification":
+            raise ValueError(f"partition.kind {partition.kind!r} needs labels; expected task 'classification'")
+        if partition.kind == "pathological":
+            _expect_each_label_somewhere(len(self.labels or ()), partition)
         if "{prompt}" not in self.prompt_template:
             raise ValueError("prompt_template has no {prompt}; expected a text that contains it")
         if self.test is not None and self.test_fraction > 0:
             raise ValueError("test and test_fraction are both set; expected one of them")
         return self
+
+
+def _expect_each_label_somewhere(labels: int, partition: PartitionConfig) -> None:
+    each, sites = partition.labels_per_site, partition.sites or 1
+    if each > labels:
+        raise ValueError(f"partition.labels_per_site is {each} but there are {labels} labels; expected at most as many")
+    if each * sites < labels:
+        raise ValueError(
+            f"partition has {sites} sites of {each} labels, too few for {labels} labels; expected at least "
+            f"{-(-labels // each)} sites, so that no row is left out"
+        )

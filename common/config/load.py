@@ -110,6 +110,10 @@ def _anchor_sources(values: dict[str, Any], base: Path) -> None:
         part = values.get(section)
         if isinstance(part, dict) and isinstance(part.get(key), str) and part[key]:
             part[key] = anchor(part[key], base)
+    data = values.get("data")
+    partition = data.get("partition") if isinstance(data, dict) else None
+    if isinstance(partition, dict) and isinstance(partition.get("encoder"), str) and partition["encoder"]:
+        partition["encoder"] = anchor(partition["encoder"], base)
 
 
 def _apply_override(document: Document, override: str) -> None:
@@ -130,7 +134,10 @@ def _apply_override(document: Document, override: str) -> None:
     for known in [known for known in document.places if known[: len(path)] == path]:
         del document.places[known]
     document.places[path] = f"--set {override}"
-    if path in {("model", "source"), ("data", "train"), ("data", "test"), ("model",), ("data",)}:
+    if path in {
+        ("model", "source"), ("data", "train"), ("data", "test"), ("model",), ("data",),
+        ("data", "partition"), ("data", "partition", "encoder"),
+    }:  # fmt: skip
         _anchor_sources({keys[0]: document.values[keys[0]]}, Path.cwd())
 
 

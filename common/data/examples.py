@@ -35,6 +35,11 @@ class Example:
         """Everything but site and person: what makes two rows the same."""
         return (self.prompt, self.completion, self.label, self.messages)
 
+    @property
+    def text(self) -> str:
+        """All that is said in the row, in one piece."""
+        return "\n".join(content for _, content in self.messages) or f"{self.prompt}\n{self.completion}".strip()
+
 
 def count_units(examples: Sequence[Example], unit: str) -> int:
     """Return the number of what a privacy unit protects among ``examples``: persons for "user", else rows."""

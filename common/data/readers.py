@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ from common.sources import hub_id, is_hub, local_path
 Row = tuple[int, dict[str, Any]]
 
 
-def read_jsonl(text: str, name: str) -> Iterator[Row]:
-    """Yield the objects of a JSON Lines text with their line numbers; blank lines are skipped."""
-    for number, line in enumerate(text.split("\n"), start=1):
+def read_jsonl(lines: Iterable[str], name: str) -> Iterator[Row]:
+    """Yield the objects of JSON Lines with their line numbers; blank lines are skipped."""
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
@@ -34,9 +33,9 @@ def read_jsonl(text: str, name: str) -> Iterator[Row]:
         yield number, row
 
 
-def read_csv(text: str, name: str) -> Iterator[Row]:
-    """Yield the records of a CSV text with a header line, with their line numbers."""
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+def read_csv(lines: Iterable[str], name: str) -> Iterator[Row]:
+    """Yield the records of CSV with a header line, with their line numbers."""
+    reader = csv.DictReader(lines, strict=True)
     try:
         if not reader.fieldnames or len(set(reader.fieldnames)) != len(reader.fieldnames):
             raise DataError(f"{name} line 1: header is empty or names a column twice; expected column names.")
@@ -51,7 +50,7 @@ def read_csv(text: str, name: str) -> Iterator[Row]:
         raise DataError(f"{name} line {reader.line_num}: broken CSV ({error}); expected quoted CSV.") from None
 
 
-READERS: dict[str, Callable[[str, str], Iterator[Row]]] = {
+READERS: dict[str, Callable[[Iterable[str], str], Iterator[Row]]] = {
     ".jsonl": read_jsonl,
     ".ndjson": read_jsonl,
     ".csv": read_csv,
@@ -69,12 +68,16 @@ def read_examples(source: str, data: DataConfig, key: str) -> list[Example]:
     Raises:
         DataError: naming the file and the line.
     """
-    rows = read_rows(source, data, key)
-    name = Path(source).name
-    examples = [example_from_row(row, data, f"{name} line {number}") for number, row in rows]
-    if not examples:
+    return list(iterate_examples(source, data, key))
+
+
+def iterate_examples(source: str, data: DataConfig, key: str) -> Iterator[Example]:
+    """Yield the examples of a source one after the other; see :func:`read_examples`."""
+    name, number = Path(source).name, 0
+    for number, row in read_rows(source, data, key):
+        yield example_from_row(row, data, f"{name} line {number}")
+    if number == 0:
         raise DataError(f"{key}: {source} has no rows; expected at least one. Check the file.")
-    return examples
 
 
 def read_rows(source: str, data: DataConfig, key: str) -> Iterator[Row]:
@@ -93,15 +96,24 @@ def _read_file(path: Path, key: str) -> Iterator[Row]:
             raise DataError(f"{key}: {path} is no regular file; expected a data file. Name a file.")
         if reader is None:
             raise DataError(f"{key}: {path.name} has an unknown format; expected {', '.join(READERS)}.")
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
+        with path.open(encoding="utf-8-sig") as file:
+            yield from reader(file, path.name)
+    except UnicodeDecodeError:
         raise DataError(
-            f"{key}: {path.name} byte {error.start} is not UTF-8; expected UTF-8 text. Save it as UTF-8."
+            f"{key}: {path.name} byte {_first_foreign_byte(path)} is not UTF-8; expected UTF-8 text. Save it as UTF-8."
         ) from None
     except (OSError, ValueError) as error:
         what = getattr(error, "strerror", None) or "no usable path"
         raise DataError(f"{key}: {str(path)[:200]!r} cannot be read ({what}); expected a readable file.") from None
-    yield from reader(text, path.name)
+
+
+def _first_foreign_byte(path: Path) -> int:
+    """Position of the first byte that is not UTF-8; the decoder of an open file counts from its last chunk."""
+    try:
+        path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start
+    return 0
 
 
 def _read_hub(source: str, data: DataConfig) -> Iterator[Row]:

@@ -114,7 +114,7 @@ def load_base(config: ModelConfig, data: Purpose, device: torch.device) -> BaseM
             "Set model.pooling=family."
         )
     expect_positions(settings, family, data.max_length)
-    tokenizer = _load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     settings.pad_token_id = tokenizer.pad_token_id
     arguments: dict[str, Any] = {
         "config": settings, "use_safetensors": True, "trust_remote_code": False, "local_files_only": True,
@@ -216,7 +216,12 @@ def _model_settings(folder: Path, data: Purpose) -> Any:
     return settings
 
 
-def _load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Any:
+    """Return the fast tokenizer of a model folder, with a padding token.
+
+    Raises:
+        ModelError: if there is none.
+    """
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except _LOADING_ERRORS as error:

@@ -2,14 +2,16 @@
 
 The plain loop is what one would write without any federation: the model loaded once, PEFT LoRA on it, the same batches
 in the same order, each padded to its longest row, AdamW, and an average of the sites' adapters after every round. Both
-sides include loading the model and reading and tokenising the data; neither evaluates.
+sides include loading the model and reading and tokenising the data, ours into an empty cache; neither evaluates.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from torch.nn import functional
@@ -18,6 +20,7 @@ from common.config.load import load_run_config
 from common.config.run import RunConfig
 from common.data.batches import Collator, TokenRow
 from common.data.federated import load_federated_data
+from common.data.tokens import load_federated_tokens
 from common.models import resident
 from common.models.adapter import adapt, initial_adapter
 from common.models.base import choose_device, load_base
@@ -101,8 +104,8 @@ def run_fedtune(config: RunConfig) -> Tensors:
     """Do the same as a federation and return the adapter it exports."""
     from safetensors.torch import load_file
 
-    load_federated_data.cache_clear()
+    load_federated_tokens.cache_clear()
     resident.clear()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, {"FEDTUNE_CACHE": folder}):
         simulate(config, Path(folder) / "run")
         return load_file(Path(folder) / "run" / "adapter" / "adapter_model.safetensors")

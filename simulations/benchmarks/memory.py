@@ -79,19 +79,26 @@ def _in_child(config: RunConfig, way: str, rows: int, tokens: int, steps: int) -
 
 
 def _measure(config: RunConfig, way: str, rows: int, tokens: int, steps: int) -> Peak:
-    import psutil
     import torch
 
     from simulations.benchmarks.step_work import StepWork
 
     torch.set_num_threads(1)
     work = StepWork(config, rows, tokens, steps)
-    loaded = int(psutil.Process().memory_info().rss)
+    loaded = resident_bytes()
     {"captured": work.captured, "plain": work.plain}[way]()
-    return Peak(loaded, _peak_bytes())
+    return Peak(loaded, peak_bytes())
 
 
-def _peak_bytes() -> int:
+def resident_bytes() -> int:
+    """Return the resident set of this process now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_bytes() -> int:
+    """Return the largest resident set of this process so far."""
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))

@@ -8,6 +8,7 @@ from flwr.app import Context, Message, RecordDict
 
 from common.flower_records import from_records, to_records
 from common.run_source import DEVICE
+from simulations.cache import virtual_node
 from simulations.engines.engine import Answer, Request
 from simulations.flower_internals import identify_process
 
@@ -48,7 +49,7 @@ class AppHandler:
         context = Context(
             run_id=1,
             node_id=node_id,
-            node_config={"partition-id": request.node, "num-partitions": self._nodes, DEVICE: self._device},
+            node_config={**virtual_node(request.node, self._nodes), DEVICE: self._device},
             state=RecordDict(),
             run_config=dict(self._run_config),
         )

@@ -13,6 +13,7 @@ from client.training.loop import local_batches
 from common.config.run import RunConfig
 from common.models.adapter import AdaptedModel
 from common.privacy.planning import plan_mechanism
+from simulations.cache import virtual_node
 
 
 class TokensDone:
@@ -30,8 +31,7 @@ class TokensDone:
 
     def __call__(self, site: str, number: int, steps: int) -> int:
         """Return the tokens, without padding, in ``steps`` steps of a site in a round."""
-        node_config = {"partition-id": self._place[site], "num-partitions": len(self._place)}
-        rows = virtual_site(self._config, node_config, self._model)
+        rows = virtual_site(self._config, virtual_node(self._place[site], len(self._place)), self._model)
         mechanism = plan_mechanism(self._config, rows.num_units(self._config.privacy.unit))
         batches = local_batches(rows, self._config, number, steps, mechanism)
         return sum(rows.lengths[index] for batch in batches for index in batch)

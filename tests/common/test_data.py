@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from common.config.data import DataConfig, PartitionConfig
 from common.config.run import RunConfig
 from common.data.federated import load_federated_data
-from common.data.partition import PARTITIONERS
+from common.data.partition import PARTITIONERS, Part
 from common.data.readers import read_examples
 from common.errors import DataError, FedtuneError
 
@@ -25,6 +25,10 @@ def classification(path: Path, **keys: Any) -> DataConfig:
 def lines(path: Path, *rows: Any) -> Path:
     path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), encoding="utf-8")
     return path
+
+
+def part(labels: Any, name: str = "train", texts: list[str] | None = None) -> Part:
+    return Part(name, np.asarray(labels, dtype=np.int64), 4, lambda: texts or [])
 
 
 GOOD = {"text": "hello", "label": "a", "site": "x"}
@@ -117,14 +121,14 @@ def test_bad_chat_is_refused(tmp_path: Path, messages: Any, rule: str) -> None:
 
 
 @given(
-    kind=st.sampled_from(sorted(PARTITIONERS)),
+    kind=st.sampled_from(["dirichlet", "iid", "pathological", "size"]),
     labels=st.lists(st.integers(0, 3), min_size=1, max_size=200),
     sites=st.integers(1, 8),
     seed=st.integers(0, 99),
 )
 def test_partition_deals_every_row_once_and_repeats(kind: str, labels: list[int], sites: int, seed: int) -> None:
-    config = PartitionConfig(kind=kind, sites=sites)  # type: ignore[arg-type]
-    first, again = (PARTITIONERS[kind](np.array(labels), config, seed, "train") for _ in range(2))
+    config = PartitionConfig(kind=kind, sites=sites, labels_per_site=-(-4 // sites))  # type: ignore[arg-type]
+    first, again = (PARTITIONERS[kind]([part(labels)], config, seed)[0] for _ in range(2))
     assert len(first) == len(labels)
     assert first.min() >= 0
     assert first.max() < sites
@@ -135,8 +139,7 @@ def test_dirichlet_mixes_agree_between_train_and_test() -> None:
     labels = np.repeat(np.arange(4), 2000)
     config = PartitionConfig(kind="dirichlet", sites=5, alpha=0.3)
     mixes = []
-    for part in ("train", "test"):
-        sites = PARTITIONERS["dirichlet"](labels, config, 1, part)
+    for sites in PARTITIONERS["dirichlet"]([part(labels), part(labels, "test")], config, 1):
         mixes.append(np.array([[np.sum((sites == s) & (labels == c)) for c in range(4)] for s in range(5)]) / 2000)
     np.testing.assert_allclose(mixes[0], mixes[1], atol=1e-9)
     assert mixes[0].std() > 0.1
@@ -144,9 +147,10 @@ def test_dirichlet_mixes_agree_between_train_and_test() -> None:
 
 def test_iid_parts_are_equal_and_size_parts_are_not() -> None:
     labels = np.zeros(1000, dtype=np.int64)
-    equal = np.bincount(PARTITIONERS["iid"](labels, PartitionConfig(kind="iid", sites=8), 0, "train"))
+    equal = np.bincount(PARTITIONERS["iid"]([part(labels)], PartitionConfig(kind="iid", sites=8), 0)[0])
     assert set(equal) == {125}
-    skewed = np.bincount(PARTITIONERS["size"](labels, PartitionConfig(kind="size", sites=8), 0, "train"), minlength=8)
+    (sizes,) = PARTITIONERS["size"]([part(labels)], PartitionConfig(kind="size", sites=8), 0)
+    skewed = np.bincount(sizes, minlength=8)
     assert skewed.max() > 2 * skewed.min()
 
 

@@ -161,7 +161,6 @@ def test_private_text_never_reaches_the_run_folder(make_config: Callable[..., Ru
     rows = [json.loads(line) for line in Path(config.data.train).read_text().splitlines()]
     rows[0]["text"] = "canaryword the knee hurts"
     Path(config.data.train).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    load_federated_data.cache_clear()
     simulate(config, tmp_path / "run")
     for path in (tmp_path / "run").rglob("*"):
         assert path.is_dir() or b"canaryword" not in path.read_bytes(), path
