@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +29,9 @@ app = new_app(
     "fedtune-sim",
     "Simulate a federation on this machine: the same round loop, trainer and wire format as a deployment.",
 )
+
+MOST_SITES_SHOWN = 60
+"""Sites that a table on the screen lists."""
 
 
 @app.command()
@@ -83,10 +87,25 @@ def _run(
         raise typer.Exit(INTERRUPTED) from None
     for table in closing_tables(summary, settings.data.task):
         console.print(table)
-    for line in (f"Run folder: {folder}/ (adapter/, metrics.jsonl, summary.json)", _next_command(settings, config)):
+    picture = folder / "partition.png"
+    drawn = f", {picture.name}" if find_spec("matplotlib") else "; install the extra 'plots' for partition.png"
+    if find_spec("matplotlib"):
+        _draw_partition(settings, picture)
+    files = f"Run folder: {folder}/ (adapter/, metrics.jsonl, summary.json{drawn})"
+    for line in (files, _next_command(settings, config)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if quiet:
         sys.stdout.write(f"{folder}\n")
+
+
+def _draw_partition(settings: RunConfig, path: Path) -> None:
+    from common.data.tokens import load_federated_tokens
+    from common.models.folder import model_folder
+    from simulations.cache import token_cache_folder
+    from simulations.partition_picture import draw_partition
+
+    data = load_federated_tokens(settings.data, settings.seed, model_folder(settings.model), token_cache_folder())
+    draw_partition(path, settings, data)
 
 
 def _next_command(settings: RunConfig, config: Path) -> str:
@@ -104,6 +123,7 @@ def _next_command(settings: RunConfig, config: Path) -> str:
 def check(
     config: Config,
     overrides: Overrides = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw sites and labels into this PNG file.")] = None,
     device: Device = "auto",
     as_json: AsJson = False,
     debug: Debug = False,
@@ -113,7 +133,14 @@ def check(
         set_up(debug, None)
         from simulations.check import check_run
 
-        plan = check_run(load_run_config(config, overrides or ()), device)
+        settings = load_run_config(config, overrides or ())
+        if picture is not None:
+            from simulations.study.extra import expect_extra
+
+            expect_extra("plots", "a picture")
+        plan = check_run(settings, device)
+        if picture is not None:
+            _draw_partition(settings, picture)
         if as_json:
             sys.stdout.write(json.dumps(plan, indent=2, ensure_ascii=False) + "\n")
         else:
@@ -171,8 +198,10 @@ def _print_plan(plan: dict[str, Any]) -> None:
     table.add_column("site", overflow="fold")
     for column in columns:
         table.add_column(column.replace("_", " "), justify="right")
-    for site, row in plan["sites"].items():
+    for site, row in list(plan["sites"].items())[:MOST_SITES_SHOWN]:
         table.add_row(escape(site), *(f"{row[c]:.4g}" if isinstance(row[c], float) else str(row[c]) for c in columns))
+    if len(plan["sites"]) > MOST_SITES_SHOWN:
+        table.caption = f"and {len(plan['sites']) - MOST_SITES_SHOWN:,} more sites; --json lists all"
     console.print(table)
     size = plan["bytes_per_site_and_round"]
     for line in (

@@ -16,6 +16,9 @@ from common.tasks.catalog import TASKS
 from server.events import Observer
 from server.rounds import Outcome
 
+MOST_SITES_SHOWN = 60
+"""Sites that the closing table lists."""
+
 
 class LiveProgress(Observer):
     """Shows rounds, sites, the headline metric, loss, ε and bytes while a run goes on.
@@ -119,8 +122,11 @@ def closing_tables(summary: dict[str, Any], task: str) -> list[Table]:
             style=style,
         )  # fmt: skip
 
-    for site in summary["sites"]:
+    for site in summary["sites"][:MOST_SITES_SHOWN]:
         row(site, site)
+    left_out = len(summary["sites"]) - MOST_SITES_SHOWN
+    if left_out > 0:
+        table.add_row(f"and {left_out:,} more: summary.json")
     table.add_section()
     row("all rows", None, "bold")
     if after.get("worst_site"):

@@ -45,8 +45,8 @@ def cluster_texts(
     """
     if find_spec("sklearn") is None:
         raise ConfigError(
-            "data.partition.kind 'cluster' needs scikit-learn, not installed; expected the extra 'audit'. "
-            "Run: pip install -e '.[audit]'."
+            "data.partition.kind 'cluster' needs scikit-learn, not installed; expected the extra 'clusters'. "
+            "Run: pip install -e '.[clusters]'."
         )
     from sklearn.cluster import KMeans
 

@@ -62,7 +62,7 @@ def flower_partition(labels: NDArray[np.int64], config: PartitionConfig, seed: i
     except ImportError as error:
         raise ConfigError(
             f"data.partition.kind is 'flower' but {error.name or 'flwr_datasets'} is not installed; expected "
-            "flwr-datasets. Run: pip install --no-deps flwr-datasets seaborn, with the extras hub and plots."
+            "flwr-datasets. Run: pip install -e '.[hub,plots]' and pip install --no-deps flwr-datasets seaborn."
         ) from None
     sites = config.sites or 1
     name, arguments = FLOWER_PARTITIONERS[config.partitioner or ""]

@@ -77,6 +77,11 @@ class TokenRows(Sequence[TokenRow]):
         return tuple((offsets[self._numbers + 1] - offsets[self._numbers]).tolist())
 
     @property
+    def labels(self) -> NDArray[np.int64]:
+        """Label of each row, -1 where it has none."""
+        return self._table.columns.labels[self._numbers]
+
+    @property
     def persons(self) -> tuple[int, ...] | None:
         """The person of each row, numbered from 0 as they first stand in these rows; None where a row names none."""
         known = self._table.columns.persons[self._numbers]

@@ -133,6 +133,17 @@ def test_partition_of_the_run_is_not_applied(make_site: MakeSite) -> None:
     assert isinstance(site.describe(), SiteDescription)
 
 
+def test_real_site_leaves_no_tokens_on_disk(
+    make_site: MakeSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDTUNE_CACHE", str(tmp_path / "cache"))
+    site = make_site()
+    before = {path for path in tmp_path.rglob("*") if path.suffix == ".npy"}
+    assert isinstance(site.describe(), SiteDescription)
+    assert not (tmp_path / "cache").exists()
+    assert {path for path in tmp_path.rglob("*") if path.suffix == ".npy"} == before == set()
+
+
 @pytest.mark.parametrize("source", ["hub", "absent", "elsewhere"])
 def test_run_never_chooses_the_model(
     make_site: MakeSite, tmp_path: Path, tiny_models: dict[str, Path], source: str, monkeypatch: pytest.MonkeyPatch
