@@ -8,6 +8,7 @@
     adapter/        the trained adapter as a PEFT folder
     summary.json    the closing figures
     MODEL_CARD.md   what the adapter is and what is claimed of it, to go with it
+    partition.png   sites and labels, of a simulation where matplotlib is installed
 """
 
 from __future__ import annotations

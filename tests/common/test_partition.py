@@ -107,6 +107,7 @@ FLOWER = ("dirichlet", "exponential", "linear", "pathological", "shard", "square
 
 
 @pytest.mark.parametrize("name", FLOWER)
+@pytest.mark.filterwarnings("ignore:Specifying null_placement:FutureWarning")
 def test_flower_partitioners_deal_every_row(make_config: Callable[..., RunConfig], tmp_path: Path, name: str) -> None:
     pytest.importorskip("flwr_datasets")
     config = make_config(data={"partition": {"kind": "flower", "partitioner": name, "sites": 3}})
