@@ -97,7 +97,7 @@ def summarise(records: Iterable[Record], config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _simulated_seconds(rounds: Records) -> dict[str, Any]:
+def _simulated_seconds(rounds: list[Record]) -> dict[str, Any]:
     """Return the totals of simulated seconds: of all rounds, and of each site that answered in any of them."""
     noted = [record["simulated_s"] for record in rounds if "simulated_s" in record]
     if not noted:
