@@ -160,8 +160,9 @@ def _read(agreed: RunConfig, site_config: SiteConfig) -> SiteRows:
 
 
 def forget_virtual_sites() -> None:
-    """Forget the virtual sites that this process holds, and with them their models."""
+    """Forget the virtual sites that this process holds, and what was computed of them."""
     _virtual.cache_clear()
+    load_federated_tokens.cache_clear()
 
 
 @lru_cache(maxsize=SITES_HELD)

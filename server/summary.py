@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from common.config.run import RunConfig
@@ -97,7 +97,7 @@ def summarise(records: Iterable[Record], config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _simulated_seconds(rounds: Sequence[Record]) -> dict[str, Any]:
+def _simulated_seconds(rounds: list[Record]) -> dict[str, Any]:
     """Return the totals of simulated seconds: of all rounds, and of each site that answered in any of them."""
     noted = [record["simulated_s"] for record in rounds if "simulated_s" in record]
     if not noted:

@@ -21,7 +21,6 @@ from simulations.commands.compare import compare
 from simulations.commands.options import AsJson, Config, Debug, Device, Overrides, Threads, set_up
 from simulations.commands.report import report
 from simulations.commands.sweep import sweep
-from simulations.study.extra import expect_extra
 
 if TYPE_CHECKING:
     from simulations.engines.settings import EngineSettings
@@ -136,6 +135,8 @@ def check(
 
         settings = load_run_config(config, overrides or ())
         if picture is not None:
+            from simulations.study.extra import expect_extra
+
             expect_extra("plots", "a picture")
         plan = check_run(settings, device)
         if picture is not None:
@@ -168,6 +169,8 @@ def audit(
     """Attack a run, with and without its noise, and set the measured ε beside the claimed one."""
     with one_line_errors(debug):
         set_up(debug, threads)
+        from simulations.study.extra import expect_extra
+
         expect_extra("audit", "the audit")
         from simulations.audit.audit import AuditOptions
         from simulations.audit.command import audit_and_print

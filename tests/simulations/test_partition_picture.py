@@ -12,10 +12,8 @@ from common.config.load import dump_run_config
 from common.config.run import RunConfig
 from common.data.federated import load_federated_data
 from common.data.tokens import load_federated_tokens
-from common.errors import ConfigError
 from simulations.cache import token_cache_folder
 from simulations.cli import app
-from simulations.study.extra import EXTRAS, expect_extra
 
 pytest.importorskip("matplotlib")
 
@@ -62,12 +60,6 @@ def test_check_and_run_draw_it(make_config: Make, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert (tmp_path / "run" / "partition.png").read_bytes().startswith(PNG)
     assert re.search(r"partition\.png", done.output)
-
-
-def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(EXTRAS, "plots", ("no_such_package",))  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"a picture needs no_such_package.*\[plots\]"):
-        expect_extra("plots", "a picture")
 
 
 def test_cache_folder_can_be_moved_and_turned_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
