@@ -60,7 +60,8 @@ _ADAM = "training={optimizer: adamw, lr: 0.001, head_lr: 0.3, local_epochs: 1}"
 _SGD = "training={optimizer: sgd, lr: 3, head_lr: 300, local_epochs: 1}"
 _SLOWER = "training={optimizer: sgd, lr: 1, head_lr: 100, local_epochs: 1}"
 _FEDIT, _FFA = "aggregation={method: fedit}", "aggregation={method: ffa_lora}"
-_FEWER = ("federation.rounds=2", "data.max_test_rows=1500")
+_TEST = ("data.max_test_rows=1500",)
+_FEWER = ("federation.rounds=2", *_TEST)
 
 
 def _methods(lora: Overrides, head: Overrides, more: Overrides = ()) -> dict[str, Overrides]:
@@ -83,10 +84,10 @@ GRIDS: dict[str, Grid] = {
     ),
     "banking77-privacy": Grid(
         "banking77-dp",
-        methods=_methods((_LORA, _SGD), ("data.max_test_rows=1500",), _FEWER),
+        methods=_methods((_LORA, _SGD, *_TEST), _TEST),
         plain=_methods(
             (_LORA, "training={optimizer: adamw, lr: 0.004, head_lr: 0.03, batch_size: 16}"),
-            ("training={optimizer: adamw, lr: 0.03}", "data.max_test_rows=1500"),
+            ("training={optimizer: adamw, lr: 0.03}", *_TEST),
             _FEWER,
         ),
         epsilons=(None, 8.0, 3.0, 1.0),
@@ -106,10 +107,6 @@ TABLES: dict[str, tuple[Line, ...]] = {
         Line("head only on BERT's own pooling, no DP", "product-reviews-dp", (*_BERT, "privacy={unit: none}", _HEAD)),
         Line("head only on BERT's own pooling, ε = 8", "product-reviews-dp", _BERT),
         Line("head only on the mean, ε = 8", "product-reviews-dp"),
-    ),
-    "banking77-epochs": tuple(
-        Line(f"{label}, four rounds, ε = 8", "banking77-dp", (_LORA, _SGD, method, "data.max_test_rows=1500"))
-        for label, method in (("FFA-LoRA", _FFA), ("FedIT", _FEDIT))
     ),
     "medquad-tiny": (Line("FedIT, no DP", "medquad-tiny"),),
 }
