@@ -14,8 +14,9 @@ from client.training.loop import train_locally
 from common.codecs.codec import decode, encode
 from common.config.run import RunConfig
 from common.errors import WireError
-from common.methods import trained_names
-from common.models.adapter import AdaptedModel, initial_adapter
+from common.factors import fixed_manifest, with_rank
+from common.methods import expect_rank, method_of, received_names, sent_names, trained_names
+from common.models.adapter import AdaptedModel, fresh_factors, initial_adapter
 from common.privacy.planning import Mechanism, plan_mechanism
 from common.tensors import Tensors, fingerprint, is_finite, manifest_of
 from common.wire import (
@@ -50,6 +51,7 @@ def answer_describe(header: bytes, site: Site, config: RunConfig, model: Adapted
         site.ledger.ledger.expect_ready()
     if mechanism is not None:
         self_test(model, config)
+    expect_rank(config, site.max_rank, site.name)
     return SiteDescription(
         site=site.name,
         base_fingerprint=model.base.fingerprint,
@@ -57,6 +59,7 @@ def answer_describe(header: bytes, site: Site, config: RunConfig, model: Adapted
         num_examples=len(site.rows) if config.privacy.unit == "none" else None,
         mechanism=_report(mechanism),
         seeded=site.randomness.repeatable,
+        max_rank=site.max_rank,
     )
 
 
@@ -80,13 +83,7 @@ def answer_train(
         raise WireError("the request is for another base model; expected the one this site holds.")
     if request.round > config.federation.rounds:
         raise WireError(f"round {request.round} is beyond the run; expected at most {config.federation.rounds}.")
-    start = _start(model, config.seed)
-    names = trained_names(config, start)
-    manifest = manifest_of({name: start[name] for name in names})
-    received = decode(payload, manifest, config.communication.codec)
-    largest = max(float(value.abs().max()) for value in received.values())
-    if not is_finite(received) or largest > LARGEST_WEIGHT:
-        raise WireError(f"the adapter holds values beyond {LARGEST_WEIGHT:g}; expected a trained adapter's.")
+    received = _received(request, payload, site, config, model)
     mechanism = plan_mechanism(config, site.num_units(config.privacy.unit))
     if mechanism is not None:
         self_test(model, config)
@@ -112,12 +109,13 @@ def _train(
     model: AdaptedModel,
     mechanism: Mechanism | None,
 ) -> tuple[TrainReply, bytes]:
-    """Train from the trained tensors ``received`` and return the reply's header and the packed update."""
-    start = _start(model, config.seed)
-    names = trained_names(config, start)
+    """Train from the tensors ``received`` and return the reply's header and the packed update."""
+    start = _round_start(request.round, site, config, model)
+    names = trained_names(config, start, request.round)
     result = train_locally(
         model, site, config, {**start, **received}, names, request.round, mechanism, request.clip_norm
     )
+    sent = sent_names(config, start, request.round)
     reply = TrainReply(
         site=site.name,
         round=request.round,
@@ -128,7 +126,36 @@ def _train(
         mechanism=_report(mechanism),
         clip_norm=result.clip_norm,
     )
-    return reply, encode(result.update, config.communication.codec)
+    return reply, encode({name: result.update[name] for name in sent}, config.communication.codec)
+
+
+def _received(request: TrainRequest, payload: bytes, site: Site, config: RunConfig, model: AdaptedModel) -> Tensors:
+    """Unpack what a request brings: tensors of the round's adapter, and a correction to the base.
+
+    Raises:
+        WireError: for anything that is not what the round's request must hold.
+    """
+    start = _round_start(request.round, site, config, model)
+    manifest = manifest_of({name: start[name] for name in received_names(config, start, request.round)})
+    if request.fixed_ranks and not method_of(config).corrects:
+        raise WireError("the request has a correction to the base; expected none under this method.")
+    try:
+        manifest |= fixed_manifest(start, request.fixed_ranks)
+    except ValueError as error:
+        raise WireError(f"{error}.") from None
+    received = decode(payload, manifest, config.communication.codec)
+    largest = max((float(value.abs().max()) for value in received.values()), default=0.0)
+    if not is_finite(received) or largest > LARGEST_WEIGHT:
+        raise WireError(f"the adapter holds values beyond {LARGEST_WEIGHT:g}; expected a trained adapter's.")
+    return received
+
+
+def _round_start(number: int, site: Site, config: RunConfig, model: AdaptedModel) -> Tensors:
+    """Return the whole adapter that the site derives for a round before anything is received, at the site's rank."""
+    start = _start(model, config.seed)
+    if method_of(config).fresh:
+        start = fresh_factors(start, config.seed, number)
+    return with_rank(start, expect_rank(config, site.max_rank, site.name))
 
 
 @lru_cache(maxsize=2)

@@ -43,6 +43,7 @@ class Site:
         randomness: where noise and sampling come from.
         persons: the person of each row, numbered from 0; None where rows name no person.
         ledger: what was spent and what may be; None for a virtual site, which protects nothing real.
+        max_rank: the largest rank of factors it can hold; None for any.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Site:
     randomness: PrivateRandomness
     persons: tuple[int, ...] | None = None
     ledger: SiteLedger | None = None
+    max_rank: int | None = None
 
     def num_units(self, unit: str) -> int:
         """Return the number of what a privacy unit protects here: persons for "user", else rows."""
@@ -145,7 +147,10 @@ def real_site(config: RunConfig, site_config: SiteConfig, model: AdaptedModel) -
     with own_rows():
         read = _read(agreed, site_config)
         rows = TASKS[agreed.data.task].tokenise(read.examples, model.base.tokenizer, agreed.data)
-    return Site(site_config.name, tuple(rows), lengths_of(rows), SystemRandomness(), read.persons, read.ledger)
+    return Site(
+        site_config.name, tuple(rows), lengths_of(rows), SystemRandomness(), read.persons, read.ledger,
+        site_config.max_rank,
+    )  # fmt: skip
 
 
 def _read(agreed: RunConfig, site_config: SiteConfig) -> SiteRows:
@@ -168,7 +173,9 @@ def forget_virtual_sites() -> None:
 @lru_cache(maxsize=SITES_HELD)
 def _virtual(config: RunConfig, name: str, tokens: FederatedTokens) -> Site:
     rows = tokens.train[name]
-    return Site(name, rows, rows.lengths, KeyedRandomness(config.seed, name), rows.persons)
+    ranks = config.federation.virtual_ranks
+    max_rank = ranks[tokens.sites.index(name) % len(ranks)] if ranks else None
+    return Site(name, rows, rows.lengths, KeyedRandomness(config.seed, name), rows.persons, max_rank=max_rank)
 
 
 def _persons(examples: Sequence[Example]) -> tuple[int, ...] | None:

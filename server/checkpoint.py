@@ -27,7 +27,7 @@ class Checkpoint:
 
     Attributes:
         round: rounds completed; 0 before the first.
-        adapter: the travelling tensors by name, float32.
+        adapter: the tensors that change in the run, by name, and the correction to the base; float32.
         config_digest: of the run config.
         base_fingerprint: of the base model.
         run: the run's id, by which the sites' ledgers know it.

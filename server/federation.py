@@ -20,7 +20,8 @@ from common.data.federated import load_federated_data
 from common.data.token_table import TokenRows
 from common.errors import RunError
 from common.evaluation import Evaluator
-from common.methods import trained_names
+from common.factors import is_fixed
+from common.methods import kept_names, kept_tensors
 from common.models.adapter import AdaptedModel, initial_adapter
 from common.models.export import export_adapter
 from common.models.resident import resident_model
@@ -78,14 +79,13 @@ def run_federation(
     start = initial_adapter(model, config.seed)
     described, left_out = describe_sites(grid, wait_for_nodes(grid, config), config)
     members = admit_members(described, config, model.base.fingerprint, fingerprint(start))
-    travelling = {name: start[name] for name in sorted(trained_names(config, start))}
-    adapter = travelling if completed is None else _resumed(completed, travelling, model)
+    adapter = start if completed is None else start | _resumed(completed, config, start, model)
     seeded = all(member.description.seeded for member in members.values())
     site_level = site_level_of(config, len(members), seeded=seeded)
     if completed is not None and site_level is not None:
         _expect_as_many_sites(folder, len(members))
     run = secrets.token_hex(16) if completed is None else completed.run
-    keeper = _Keeper(config, settings, model, start, watch, run, site_level)
+    keeper = _Keeper(config, settings, model, watch, run, site_level)
     if completed is None:
         folder.create()
         write_atomic(folder.config, dump_run_config(config).encode())
@@ -104,7 +104,7 @@ def run_federation(
         observer=watch, clock=settings.clock, completed_rounds=done, round_done=keeper.round_done,
     )  # fmt: skip
     strategy.start(grid)
-    export_adapter(model, {**start, **strategy.adapter}, config, folder.adapter)
+    export_adapter(model, strategy.adapter, config, folder.adapter)
     summary = summarise(folder.iterate_records(), config)
     folder.write_summary(summary)
     write_atomic(folder.model_card, model_card(config, summary).encode())
@@ -133,10 +133,10 @@ def _differing(folder: RunFolder, config: RunConfig) -> str:
     return "differs in " + ", ".join(keys) if keys else "same keys, edited by hand"
 
 
-def _resumed(checkpoint: Checkpoint, travelling: Tensors, model: AdaptedModel) -> Tensors:
+def _resumed(checkpoint: Checkpoint, config: RunConfig, start: Tensors, model: AdaptedModel) -> Tensors:
     if checkpoint.base_fingerprint != model.base.fingerprint:
         raise RunError("the checkpoint belongs to another base model; expected the one it was started with.")
-    if checkpoint.adapter.keys() != travelling.keys():
+    if {name for name in checkpoint.adapter if not is_fixed(name)} != kept_names(config, start):
         raise RunError("the checkpoint holds other tensors than this config trains; expected the same.")
     return checkpoint.adapter
 
@@ -183,13 +183,12 @@ class _Keeper:
         config: RunConfig,
         settings: RunSettings,
         model: AdaptedModel,
-        start: Tensors,
         watch: Observer,
         run: str,
         site_level: SiteLevel | None,
     ) -> None:
         self._config, self._folder, self._model = config, settings.folder, model
-        self._start, self._watch, self._notes = start, watch, settings.round_notes
+        self._watch, self._notes = watch, settings.round_notes
         self._run, self._site_level = run, site_level
         self._evaluator: Evaluator | None = None
         if config.evaluation.enabled:
@@ -213,7 +212,7 @@ class _Keeper:
         if self._evaluator is None:
             return
         began = time.perf_counter()
-        evaluation = self._evaluator({**self._start, **adapter})
+        evaluation = self._evaluator(adapter)
         if not all(math.isfinite(value) for value in evaluation.overall.values()):
             raise RunError(f"training diverged: round {number} evaluates to no finite loss. Lower training.lr.")
         record = {
@@ -224,7 +223,7 @@ class _Keeper:
         self._watch.evaluated(record)
 
     def checkpoint(self, number: int, adapter: Tensors, clip_norm: float | None) -> None:
+        kept, base = kept_tensors(self._config, adapter), self._model.base.fingerprint
         save_checkpoint(
-            self._folder.checkpoint,
-            Checkpoint(number, adapter, self._config.digest(), self._model.base.fingerprint, self._run, clip_norm),
+            self._folder.checkpoint, Checkpoint(number, kept, self._config.digest(), base, self._run, clip_norm)
         )

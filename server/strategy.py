@@ -20,7 +20,8 @@ from common.codecs.codec import encode
 from common.config.run import RunConfig
 from common.errors import RunError, WireError
 from common.flower_records import from_records, to_records
-from common.tensors import Tensors, manifest_of
+from common.methods import kept_tensors
+from common.tensors import Tensors
 from common.wire import PAYLOAD
 from server.admission import Admission
 from server.clock import Clock, WallClock
@@ -52,7 +53,7 @@ class FederatedTuning(Strategy):
     Attributes:
         config: the run config.
         members: the sites of the federation, by name.
-        adapter: the travelling tensors; replaced after every round.
+        adapter: the whole adapter, with a correction to the base; replaced after every round.
         base_fingerprint: of the base model.
         run: the run's id.
         clip_norm: where adaptive clipping stands; replaced after every round.
@@ -76,13 +77,13 @@ class FederatedTuning(Strategy):
     round_done: RoundDone | None = None
 
     def __post_init__(self) -> None:
-        self._admission = Admission.of(self.config, manifest_of(self.adapter))
+        self._admission = Admission.of(self.config)
         self._round: Round | None = None
         self._site_of_node = {member.node_id: name for name, member in self.members.items()}
 
     def arrays(self) -> ArrayRecord:
-        """Return the current adapter as it goes over the wire."""
-        payload = encode(self.adapter, self.config.communication.codec)
+        """Return what the coordinator keeps of the current adapter, packed as for the wire."""
+        payload = encode(kept_tensors(self.config, self.adapter), self.config.communication.codec)
         return to_records(b"", payload).array_records[PAYLOAD]
 
     def summary(self) -> None:

@@ -22,15 +22,28 @@ class FederationConfig(Section):
     """Seconds after which a round goes on with the updates it has."""
     join_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     """Seconds to wait at the start for min_sites sites."""
+    virtual_ranks: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(), strict=False)
+    """Largest rank that each virtual site can hold, in order of their names, from the beginning again where there are
+    more sites than ranks. A real site names its own in its site config (max_rank)."""
 
 
 class AggregationConfig(Section):
     """How updates become the next adapter."""
 
-    method: Literal["fedit", "ffa_lora"] = "fedit"
-    """fedit averages A and B apart (2305.05644); ffa_lora freezes A and averages B (2403.12313)."""
+    method: Literal[
+        "fedit", "ffa_lora", "rolora", "fedsa_lora", "flora", "flexlora", "hetlora", "fedex_lora", "lora_fair",
+        "fedsvd", "fed_sb",
+    ] = "fedit"  # fmt: skip
+    """fedit averages A and B apart (2305.05644); ffa_lora freezes A and averages B (2403.12313); rolora trains B in odd
+    rounds and A in even ones (2502.01755); fedsa_lora shares A and leaves B at the site (2410.01463); flora stacks
+    factors of mixed ranks into a correction to the base (2409.05976); flexlora splits the averaged product anew by SVD
+    (2402.11505) and hetlora pads and weighs by norm (2401.06432), both for mixed ranks; fedex_lora corrects the base by
+    what averaging loses (2410.09432); lora_fair puts that into B (2411.14961); fedsvd trains B and turns A by SVD
+    (2505.12805); fed_sb trains a small core between fixed factors (2502.15436). See docs/aggregation.md."""
     weights: Literal["uniform", "examples"] = "uniform"
     """Weight of a site: the same for all, or its number of rows (refused under DP)."""
+    residual_penalty: Annotated[float, Field(gt=0)] = 0.01
+    """λ of lora_fair: the larger, the nearer to the plain average of B."""
 
 
 class CommunicationConfig(Section):
