@@ -13,9 +13,9 @@ from client.start_check import self_test
 from client.training.loop import train_locally
 from common.codecs.codec import decode, encode
 from common.config.run import RunConfig
-from common.errors import WireError
+from common.errors import ConfigError, WireError
 from common.factors import fixed_manifest, with_rank
-from common.methods import expect_rank, method_of, received_names, sent_names, trained_names
+from common.methods import expect_rank, method_of, personal_names, received_names, sent_names, trained_names
 from common.models.adapter import AdaptedModel, fresh_factors, initial_adapter
 from common.privacy.planning import Mechanism, plan_mechanism
 from common.tensors import Tensors, fingerprint, is_finite, manifest_of
@@ -111,11 +111,15 @@ def _train(
 ) -> tuple[TrainReply, bytes]:
     """Train from the tensors ``received`` and return the reply's header and the packed update."""
     start = _round_start(request.round, site, config, model)
+    own = _kept(request, site, config, start)
     names = trained_names(config, start, request.round)
     result = train_locally(
-        model, site, config, {**start, **received}, names, request.round, mechanism, request.clip_norm
+        model, site, config, {**start, **own, **received}, names, request.round, mechanism, request.clip_norm
     )
     sent = sent_names(config, start, request.round)
+    if site.personal is not None and names - sent:
+        local = {name: {**start, **own}[name] + result.update[name] for name in names - sent}
+        site.personal.keep(request.run, request.round, local)
     reply = TrainReply(
         site=site.name,
         round=request.round,
@@ -148,6 +152,23 @@ def _received(request: TrainRequest, payload: bytes, site: Site, config: RunConf
     if not is_finite(received) or largest > LARGEST_WEIGHT:
         raise WireError(f"the adapter holds values beyond {LARGEST_WEIGHT:g}; expected a trained adapter's.")
     return received
+
+
+def _kept(request: TrainRequest, site: Site, config: RunConfig, start: Tensors) -> Tensors:
+    """Return what the site kept of an earlier round of the run.
+
+    Raises:
+        ConfigError: if the method keeps something at sites and this one has no place for it.
+    """
+    names = personal_names(config, start)
+    if not names:
+        return {}
+    if site.personal is None:
+        raise ConfigError(
+            f"aggregation.method {config.aggregation.method!r} keeps factors at each site, and this virtual site has "
+            "no place for them; expected fedtune-sim, or a real site."
+        )
+    return site.personal.before(request.run, request.round, manifest_of({name: start[name] for name in names}))
 
 
 def _round_start(number: int, site: Site, config: RunConfig, model: AdaptedModel) -> Tensors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import platform
 import secrets
@@ -15,18 +16,19 @@ from flwr.serverapp import Grid
 
 from common.atomic import write_atomic
 from common.config.load import dump_run_config, load_run_config
+from common.config.method_rules import method_warnings
 from common.config.run import RunConfig
 from common.data.federated import load_federated_data
 from common.data.token_table import TokenRows
 from common.errors import RunError
 from common.evaluation import Evaluator
 from common.factors import is_fixed
-from common.methods import kept_names, kept_tensors
+from common.methods import kept_names, kept_tensors, personal_names
 from common.models.adapter import AdaptedModel, initial_adapter
 from common.models.export import export_adapter
 from common.models.resident import resident_model
 from common.run_folder import RunFolder
-from common.tensors import Tensors, fingerprint
+from common.tensors import Manifest, Tensors, fingerprint, manifest_of
 from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from server.clock import Clock, WallClock
 from server.cohort import Member, admit_members
@@ -36,6 +38,11 @@ from server.site_level import SiteLevel, site_level_of
 from server.strategy import FederatedTuning
 from server.summary import epsilon_by_site, summarise
 from server.transport import describe_sites, wait_for_nodes
+
+logger = logging.getLogger(__name__)
+
+Personal = Callable[[str, int, str, Manifest], Tensors]
+"""From run, round, site and expected shapes to what the site keeps after the round; nothing where it never did."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,8 @@ class RunSettings:
         clock: what the rounds' deadlines are read from.
         round_notes: what the carrier of the messages adds to the record of a round.
         test: tokenised test rows of each site, where whoever starts the run has them; else they are read.
+        personal: what a site kept up to a round, where the coordinator can see it, as in a simulation: sites are then
+            evaluated with what is theirs.
     """
 
     folder: RunFolder
@@ -59,6 +68,7 @@ class RunSettings:
     clock: Clock = field(default_factory=WallClock)
     round_notes: Callable[[int], Mapping[str, Any]] | None = None
     test: Mapping[str, TokenRows] | None = None
+    personal: Personal | None = None
 
 
 def run_federation(
@@ -95,6 +105,8 @@ def run_federation(
     started = _start_record(config, settings, model, members, time.perf_counter() - began)
     folder.log(started | ({"left_out": left_out} if left_out else {}))
     done = 0 if completed is None else completed.round
+    for warning in method_warnings(config):
+        logger.warning("%s", warning)
     watch.run_started(config, list(members), done)
     if done == 0 and not any(folder.iterate_records("evaluation")):
         keeper.evaluate(0, adapter)
@@ -187,7 +199,7 @@ class _Keeper:
         run: str,
         site_level: SiteLevel | None,
     ) -> None:
-        self._config, self._folder, self._model = config, settings.folder, model
+        self._config, self._settings, self._folder, self._model = config, settings, settings.folder, model
         self._watch, self._notes = watch, settings.round_notes
         self._run, self._site_level = run, site_level
         self._evaluator: Evaluator | None = None
@@ -212,7 +224,7 @@ class _Keeper:
         if self._evaluator is None:
             return
         began = time.perf_counter()
-        evaluation = self._evaluator(adapter)
+        evaluation = self._evaluator(adapter, self._personal(number, adapter))
         if not all(math.isfinite(value) for value in evaluation.overall.values()):
             raise RunError(f"training diverged: round {number} evaluates to no finite loss. Lower training.lr.")
         record = {
@@ -221,6 +233,15 @@ class _Keeper:
         }  # fmt: skip
         self._folder.log(record)
         self._watch.evaluated(record)
+
+    def _personal(self, number: int, adapter: Tensors) -> dict[str, Tensors]:
+        """Return what each evaluated site keeps; nothing where no method lets them, or nobody can see it."""
+        names = personal_names(self._config, adapter)
+        if not names or self._settings.personal is None or self._evaluator is None:
+            return {}
+        manifest = manifest_of({name: adapter[name] for name in names})
+        kept = self._settings.personal
+        return {site: kept(self._run, number, site, manifest) for site in self._evaluator.sites}
 
     def checkpoint(self, number: int, adapter: Tensors, clip_norm: float | None) -> None:
         kept, base = kept_tensors(self._config, adapter), self._model.base.fingerprint

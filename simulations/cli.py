@@ -210,6 +210,7 @@ def _print_plan(plan: dict[str, Any]) -> None:
         f"{plan['test_rows']:,} test rows, {plan['test_rows_also_in_train']:,} of them also in a training part",
         *plan["simulation"],
         plan["privacy_claim"],
+        *(f"Warning. {sentence}" for sentence in plan["warnings"]),
         *(f"Advice. {sentence}" for sentence in plan["advice"]),
     ):
         console.print(line, markup=False, highlight=False)

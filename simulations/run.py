@@ -6,14 +6,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from client.personal import STATE, PersonalStore
 from common.config.run import RunConfig
 from common.data.tokens import load_federated_tokens
 from common.errors import RunError
 from common.models.folder import model_folder
 from common.models.resident import resident_model
 from common.run_folder import RunFolder
+from common.tensors import Manifest, Tensors
 from server.events import Observer
-from server.federation import RunSettings, run_federation
+from server.federation import Personal, RunSettings, run_federation
 from simulations.cache import token_cache_folder
 from simulations.check import expect_sound
 from simulations.engines.app_handler import FIRST_NODE_ID
@@ -49,13 +51,26 @@ def simulate(
     """
     data = load_federated_tokens(config.data, config.seed, model_folder(config.model), token_cache_folder())
     chosen = engine or EngineSettings()
-    with closing(open_engine(chosen, config, len(data.sites), device)) as running:
+    run_folder = RunFolder(folder)
+    with closing(open_engine(chosen, config, len(data.sites), device, {STATE: str(run_folder.sites)})) as running:
         model = resident_model(config, device)
         expect_sound(config, data, model)
-        settings = RunSettings(RunFolder(folder), resume=resume, device=device, engine=chosen.label(), test=data.test)
+        settings = RunSettings(
+            run_folder, resume=resume, device=device, engine=chosen.label(), test=data.test,
+            personal=_personal(run_folder.sites),
+        )  # fmt: skip
         grid = VirtualGrid(running, len(data.sites), watch)
         around, settings = with_faults(grid, config, data.sites, model, FIRST_NODE_ID, settings)
         return run_federation(around, config, settings, observer)
+
+
+def _personal(state: Path) -> Personal:
+    """Return how the coordinator of a simulation looks at what virtual sites keep, to evaluate it."""
+
+    def kept(run: str, number: int, site: str, manifest: Manifest) -> Tensors:
+        return PersonalStore.of_virtual_site(state, site).before(run, number + 1, manifest)
+
+    return kept
 
 
 def new_run_folder(config: RunConfig, runs: Path) -> Path:

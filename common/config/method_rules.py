@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from common.factors import A, B
 from common.methods import METHODS, method_of
 
 if TYPE_CHECKING:
@@ -36,6 +37,19 @@ def expect_method(config: RunConfig) -> None:
             f"aggregation.method {name!r} needs all sites at one rank, but federation.virtual_ranks has "
             f"{min(ranks)} below adapter.rank {config.adapter.rank}; expected one of {_named(mixed_ranks=True)}"
         )
+
+
+def method_warnings(config: RunConfig) -> tuple[str, ...]:
+    """Return sentences on what is allowed and rarely wise; empty where nothing is."""
+    method, kind = method_of(config), config.adapter.kind
+    found = []
+    both = all(method.trains(f"layer{end}", 1) for end in (A, B))
+    if config.privacy.is_local and kind == "lora" and both:
+        found.append(
+            f"aggregation.method {config.aggregation.method!r} trains A and B under differential privacy: the noise of "
+            "both enters their product, and is amplified. ffa_lora and fedsvd train B alone and learn more under noise."
+        )
+    return tuple(found)
 
 
 def _named(**properties: bool) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from common.errors import ConfigError
 
@@ -65,13 +66,15 @@ class WorkerSettings:
         device: to compute on.
         threads: CPU threads.
         log_level: of Python's logging.
+        node: further entries of every node's config.
     """
 
     config_yaml: str
     nodes: int
     device: str
-    threads: int
-    log_level: int
+    threads: int = 1
+    log_level: int = logging.WARNING
+    node: dict[str, str] = field(default_factory=dict)
 
     def pack(self) -> bytes:
         """Return it as JSON."""

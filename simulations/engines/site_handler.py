@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import torch
 
@@ -14,13 +15,13 @@ from simulations.engines.engine import Handler
 from simulations.engines.settings import WorkerSettings
 
 
-def site_handler(config_yaml: str, nodes: int, device: str) -> Handler:
+def site_handler(config_yaml: str, nodes: int, device: str, node: Mapping[str, str] | None = None) -> Handler:
     """Return the handler of a run's virtual sites.
 
     Every engine makes its handler here, in the process that computes: a handler that trains several sites at once
     takes this one's place and works behind all engines.
     """
-    return AppHandler(client.app.app, nodes, {CONFIG_YAML: config_yaml}, device)
+    return AppHandler(client.app.app, nodes, {CONFIG_YAML: config_yaml}, device, node)
 
 
 def worker_handler(settings: WorkerSettings) -> Handler:
@@ -35,4 +36,4 @@ def worker_handler(settings: WorkerSettings) -> Handler:
     logging.basicConfig(level=settings.log_level, format="%(message)s")
     torch.set_num_threads(settings.threads)
     resident_model(run_config_of({CONFIG_YAML: settings.config_yaml}), settings.device)
-    return site_handler(settings.config_yaml, settings.nodes, settings.device)
+    return site_handler(settings.config_yaml, settings.nodes, settings.device, settings.node)

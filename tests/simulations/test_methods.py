@@ -12,8 +12,11 @@ import torch
 import transformers
 from safetensors.torch import load, load_file
 
+from client.personal import PersonalStore
 from common.config.run import RunConfig
-from common.errors import ConfigError
+from common.data.federated import load_federated_data
+from common.errors import ConfigError, RunError
+from common.evaluation import Evaluator
 from common.factors import A, B, R, is_fixed
 from common.methods import METHODS
 from common.models.adapter import initial_adapter
@@ -56,11 +59,15 @@ class Wire:
             self.up.append(load(sent))
 
 
-def method_config(make_config: Callable[..., RunConfig], method: str, family: str = "bert", **sections: Any) -> RunConfig:
+def method_config(
+    make_config: Callable[..., RunConfig], method: str, family: str = "bert", **sections: Any
+) -> RunConfig:
     defaults: dict[str, Any] = {
         "aggregation": {"method": method}, "federation": {"rounds": 3}, "training": {"lr": 0.05},
     }  # fmt: skip
-    return make_config(family, **{key: defaults.get(key, {}) | sections.get(key, {}) for key in {**defaults, **sections}})
+    return make_config(
+        family, **{key: defaults.get(key, {}) | sections.get(key, {}) for key in {**defaults, **sections}}
+    )
 
 
 def adapter_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -94,7 +101,7 @@ def test_export_gives_the_logits_of_the_last_round(
 
 
 @pytest.mark.parametrize("privacy", [{"unit": "none"}, PRIVATE], ids=["no DP", "DP"])
-@pytest.mark.parametrize("method", GLOBAL)
+@pytest.mark.parametrize("method", METHODS)
 def test_resumed_run_ends_on_the_same_bits(
     make_config: Callable[..., RunConfig], tmp_path: Path, method: str, privacy: dict[str, Any]
 ) -> None:
@@ -119,7 +126,8 @@ def test_exact_method_has_no_aggregation_error_and_others_have(
     assert len(errors) == 3
     assert all((error < 1e-5) == (method in EXACT) for error in errors)
     assert all(drift > 0 for drift in summary["products"]["drift"])
-    assert all(-1 <= low <= mean <= 1 for low, mean in zip(*(summary["products"][k] for k in ("cosine_min", "cosine_mean"))))
+    lows, means = summary["products"]["cosine_min"], summary["products"]["cosine_mean"]
+    assert all(-1 <= low <= mean <= 1 for low, mean in zip(lows, means, strict=True))
 
 
 NEVER_UP = {
@@ -128,7 +136,7 @@ NEVER_UP = {
 NEVER_DOWN = {"ffa_lora": (A,), "fed_sb": (A, B), "flora": (A, B), "fedsa_lora": (B,)}
 
 
-@pytest.mark.parametrize("method", GLOBAL)
+@pytest.mark.parametrize("method", METHODS)
 def test_what_a_method_does_not_need_is_never_on_the_wire(
     make_config: Callable[..., RunConfig], tmp_path: Path, method: str
 ) -> None:
@@ -173,7 +181,7 @@ def test_sites_of_mixed_ranks_get_and_send_what_they_can_hold(
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["one rank", "mixed ranks"])
-@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"fedsa_lora"}))
+@pytest.mark.parametrize("method", METHODS)
 def test_method_trains_under_example_level_dp(
     make_config: Callable[..., RunConfig], tmp_path: Path, method: str, mixed: bool
 ) -> None:
@@ -200,8 +208,43 @@ def test_site_level_privacy_takes_linear_methods_only_and_withholds_the_measures
         with pytest.raises(ConfigError, match="no sum of updates"):
             method_config(make_config, method, privacy=SITE_LEVEL)
         return
-    if method == "fedsa_lora":
-        return
     summary = simulate(method_config(make_config, method, privacy=SITE_LEVEL), tmp_path / "run")
     assert set(summary["products"]["error"]) == {None}
     assert "update_norms" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_fedsa_keeps_b_at_each_site_and_evaluates_sites_with_their_own(
+    make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = method_config(make_config, "fedsa_lora", "gpt2", training={"lr": 0.02, "local_epochs": 3})
+    summary = simulate(config, tmp_path / "run")
+    folders = list((tmp_path / "run" / "sites").iterdir())
+    assert len(folders) == 3
+    kept = [load_file(max(folder.rglob("*.safetensors"))) for folder in folders]
+    assert all(name.endswith(B) and value.any() for tensors in kept for name, value in tensors.items())
+    assert not any(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
+    assert not any(value.any() for name, value in adapter_of(tmp_path / "run").items() if name.endswith(B))
+    assert summary["products"]["error"] == [None] * 3
+    model = resident_model(config)
+    shared = {**initial_adapter(model, 0), **load_checkpoint(RunFolder(tmp_path / "run").checkpoint).adapter}
+    alone = Evaluator(model, config, load_federated_data(config.data, config.seed).test)(shared)
+    own = summary["metrics_after"]["test"]["by_site"]
+    assert all(own[site]["loss"] != metrics["loss"] for site, metrics in alone.by_site.items())
+
+
+def test_personal_store_gives_what_stood_before_a_round_and_drops_what_came_after(tmp_path: Path) -> None:
+    store, run = PersonalStore.of_virtual_site(tmp_path, "a/../b"), "c" * 32
+    shapes = {"x": (2,)}
+    assert store.before(run, 1, shapes) == {}
+    for number in (1, 2, 4):
+        store.keep(run, number, {"x": torch.full((2,), float(number))})
+    assert {number: float(store.before(run, number, shapes)["x"][0]) for number in (3, 4, 5)} == {3: 2, 4: 2, 5: 4}
+    store.keep(run, 3, {"x": torch.full((2,), 3.0)})
+    assert float(store.before(run, 9, shapes)["x"][0]) == 3
+    assert store.before("d" * 32, 9, shapes) == {}
+    with pytest.raises(RunError, match="other tensors"):
+        store.before(run, 4, {"x": (3,)})
+    next(tmp_path.rglob("round-00003*")).write_bytes(b"broken")
+    with pytest.raises(RunError, match="cannot be read"):
+        store.before(run, 4, shapes)
+    assert {path.parent for path in tmp_path.iterdir()} == {tmp_path}
