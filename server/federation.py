@@ -34,6 +34,7 @@ from server.clock import Clock, WallClock
 from server.cohort import Member, admit_members
 from server.events import Observer
 from server.model_card import model_card
+from server.progress import Progress
 from server.site_level import SiteLevel, site_level_of
 from server.strategy import FederatedTuning
 from server.summary import epsilon_by_site, summarise
@@ -89,7 +90,7 @@ def run_federation(
     start = initial_adapter(model, config.seed)
     described, left_out = describe_sites(grid, wait_for_nodes(grid, config), config)
     members = admit_members(described, config, model.base.fingerprint, fingerprint(start))
-    adapter = start if completed is None else start | _resumed(completed, config, start, model)
+    progress = Progress(start) if completed is None else _resumed(completed, config, start, model)
     seeded = all(member.description.seeded for member in members.values())
     site_level = site_level_of(config, len(members), seeded=seeded)
     if completed is not None and site_level is not None:
@@ -99,7 +100,7 @@ def run_federation(
     if completed is None:
         folder.create()
         write_atomic(folder.config, dump_run_config(config).encode())
-        keeper.checkpoint(0, adapter, None)
+        keeper.checkpoint(0, progress)
     else:
         folder.rewind(completed.round)
     started = _start_record(config, settings, model, members, time.perf_counter() - began)
@@ -109,14 +110,14 @@ def run_federation(
         logger.warning("%s", warning)
     watch.run_started(config, list(members), done)
     if done == 0 and not any(folder.iterate_records("evaluation")):
-        keeper.evaluate(0, adapter)
+        keeper.evaluate(0, progress.adapter)
     strategy = FederatedTuning(
-        config=config, members=members, adapter=adapter, base_fingerprint=model.base.fingerprint, run=run,
-        clip_norm=None if completed is None else completed.clip_norm, site_level=site_level,
-        observer=watch, clock=settings.clock, completed_rounds=done, round_done=keeper.round_done,
+        config=config, members=members, progress=progress, base_fingerprint=model.base.fingerprint, run=run,
+        site_level=site_level, observer=watch, clock=settings.clock, completed_rounds=done,
+        round_done=keeper.round_done,
     )  # fmt: skip
     strategy.start(grid)
-    export_adapter(model, strategy.adapter, config, folder.adapter)
+    export_adapter(model, strategy.progress.adapter, config, folder.adapter)
     summary = summarise(folder.iterate_records(), config)
     folder.write_summary(summary)
     write_atomic(folder.model_card, model_card(config, summary).encode())
@@ -145,12 +146,12 @@ def _differing(folder: RunFolder, config: RunConfig) -> str:
     return "differs in " + ", ".join(keys) if keys else "same keys, edited by hand"
 
 
-def _resumed(checkpoint: Checkpoint, config: RunConfig, start: Tensors, model: AdaptedModel) -> Tensors:
+def _resumed(checkpoint: Checkpoint, config: RunConfig, start: Tensors, model: AdaptedModel) -> Progress:
     if checkpoint.base_fingerprint != model.base.fingerprint:
         raise RunError("the checkpoint belongs to another base model; expected the one it was started with.")
     if {name for name in checkpoint.adapter if not is_fixed(name)} != kept_names(config, start):
         raise RunError("the checkpoint holds other tensors than this config trains; expected the same.")
-    return checkpoint.adapter
+    return Progress(start | checkpoint.adapter, checkpoint.clip_norm, checkpoint.moments)
 
 
 def _expect_as_many_sites(folder: RunFolder, number: int) -> None:
@@ -207,14 +208,14 @@ class _Keeper:
             test = load_federated_data(config.data, config.seed).test if settings.test is None else settings.test
             self._evaluator = Evaluator(model, config, test) if test else None
 
-    def round_done(self, number: int, adapter: Tensors, clip_norm: float | None, record: dict[str, Any]) -> None:
+    def round_done(self, number: int, progress: Progress, record: dict[str, Any]) -> None:
         if self._notes is not None:
             record = {**record, **self._notes(number)}
         self._folder.log(record)
         every, last = self._config.evaluation.every, self._config.federation.rounds
         if number == last or (every and number % every == 0):
-            self.evaluate(number, adapter)
-        self.checkpoint(number, adapter, clip_norm)
+            self.evaluate(number, progress.adapter)
+        self.checkpoint(number, progress)
         spent = max(epsilon_by_site(self._folder.iterate_records("round"), self._config).values(), default=None)
         if spent is None and self._site_level is not None:
             spent = self._site_level.mechanism.epsilon_after(number)
@@ -243,8 +244,9 @@ class _Keeper:
         kept = self._settings.personal
         return {site: kept(self._run, number, site, manifest) for site in self._evaluator.sites}
 
-    def checkpoint(self, number: int, adapter: Tensors, clip_norm: float | None) -> None:
-        kept, base = kept_tensors(self._config, adapter), self._model.base.fingerprint
+    def checkpoint(self, number: int, progress: Progress) -> None:
+        kept, base = kept_tensors(self._config, progress.adapter), self._model.base.fingerprint
+        digest, clip_norm = self._config.digest(), progress.clip_norm
         save_checkpoint(
-            self._folder.checkpoint, Checkpoint(number, kept, self._config.digest(), base, self._run, clip_norm)
+            self._folder.checkpoint, Checkpoint(number, kept, digest, base, self._run, clip_norm, progress.moments)
         )

@@ -23,6 +23,7 @@ from common.tensors import Tensors, add, l2_norm, manifest_of
 from common.wire import TrainRequest, header_bytes
 from server.admission import Admission
 from server.aggregation.catalog import aggregator_of
+from server.aggregation.optimizers import optimized
 from server.aggregation.products import RoundProducts, measure
 from server.cohort import Member
 from server.site_level import SiteLevel
@@ -68,15 +69,18 @@ class Round:
         run: the run's id.
         clip_norm: where adaptive clipping stands.
         site_level: what protects whole sites, if anything does.
+        moments: of the server optimizer, from the rounds before.
     """
 
     def __init__(
         self, number: int, cohort: Mapping[str, Member], adapter: Tensors, config: RunConfig,
         admission: Admission, base: str, run: str, clip_norm: float | None = None, site_level: SiteLevel | None = None,
+        moments: Tensors | None = None,
     ) -> None:  # fmt: skip
         self.number = number
         self.cohort = dict(cohort)
         self.outcomes: dict[str, Outcome] = {}
+        self.moments = {} if moments is None else moments
         self._config, self._method = config, method_of(config)
         self._adapter = fresh_factors(adapter, config.seed, number) if self._method.fresh else adapter
         self._site_level = site_level
@@ -86,7 +90,8 @@ class Round:
         self._sent = sorted(sent_names(config, filterfalse(is_fixed, self._adapter), number))
         self._state = self._aggregator.init({name: self._adapter[name] for name in self._sent})
         self._local: dict[str, Tensors] = {}
-        self._measures = site_level is None and not personal_names(config, self._adapter)
+        seen = site_level is None and not personal_names(config, self._adapter)
+        self._measures = seen and config.evaluation.products
         self._measured: RoundProducts | None = None
         self._ranks = {site: member.rank(config) for site, member in self.cohort.items()}
         self._payloads = {rank: self._packed(rank) for rank in set(self._ranks.values())}
@@ -208,6 +213,8 @@ class Round:
         mean = self._state.mean() if count else {name: torch.zeros_like(self._adapter[name]) for name in self._sent}
         if self._site_level is not None:
             mean = self._site_level.noised(mean, count, self.number)
+        if self._config.aggregation.server_optimizer != "none":
+            mean, self.moments = optimized(mean, self.moments, self._config.aggregation)
         return self._aggregator.finish(mean, self._adapter)
 
     def _outcome(self, site: str, status: str, **known: Any) -> Outcome:

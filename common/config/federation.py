@@ -44,6 +44,16 @@ class AggregationConfig(Section):
     """Weight of a site: the same for all, or its number of rows (refused under DP)."""
     residual_penalty: Annotated[float, Field(gt=0)] = 0.01
     """λ of lora_fair: the larger, the nearer to the plain average of B."""
+    server_optimizer: Literal["none", "fedavgm", "fedadam", "fedyogi", "fedadagrad"] = "none"
+    """What acts on the aggregated update (Reddi et al. 2003.00295; FedAvgM 1909.06335); none adds it as it is."""
+    server_lr: Annotated[float, Field(gt=0)] = 1.0
+    """Learning rate η of the server optimizer; the adaptive ones want a small one, such as 0.01."""
+    server_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum β₁ of the server optimizer."""
+    server_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Decay β₂ of the second moment of fedadam and fedyogi."""
+    server_tau: Annotated[float, Field(gt=0)] = 1e-3
+    """Adaptivity τ: what is added to the root of the second moment."""
 
 
 class CommunicationConfig(Section):
@@ -60,3 +70,6 @@ class EvaluationConfig(Section):
     """Evaluate after every n-th round and after the last; 0 evaluates before the first and after the last only."""
     enabled: bool = True
     """Whether to evaluate at all."""
+    products: bool = True
+    """Whether to measure what each aggregation does to the products BA: its error, the sites' cosines, their drift. It
+    holds a round's updates in memory until the round ends, also for methods that add them up as they come."""

@@ -31,6 +31,12 @@ def expect_method(config: RunConfig) -> None:
             f"aggregation.method {name!r} starts from singular vectors of the base weights, which "
             f"quantization {config.model.quantization!r} does not hold; expected 'none'"
         )
+    optimizer = config.aggregation.server_optimizer
+    if optimizer != "none" and not method.optimizable:
+        raise ValueError(
+            f"aggregation.server_optimizer {optimizer!r} needs an update in the same coordinates every round, which "
+            f"{name!r} does not have; expected one of {_named(optimizable=True)}, or 'none'"
+        )
     ranks = config.federation.virtual_ranks
     if min(ranks, default=config.adapter.rank) < config.adapter.rank and not method.mixed_ranks:
         raise ValueError(

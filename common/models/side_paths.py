@@ -37,6 +37,11 @@ class Corrections:
             scale = float(layer.scaling[adapter])
             layer.register_forward_hook(self._adding(name, scale))
 
+    @property
+    def layers(self) -> frozenset[str]:
+        """Layers that have a correction now."""
+        return frozenset(self._paths)
+
     def set(self, adapter: Mapping[str, Tensor], device: torch.device) -> None:
         """Take the corrections that are in ``adapter``, and no others.
 
