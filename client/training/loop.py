@@ -17,6 +17,7 @@ from client.dp.step import DpStep
 from client.site import Site
 from client.training.features import row_features, site_states
 from client.training.optimizers import lr_factor, make_optimizer, set_lr
+from client.training.proximal import add_proximal_term
 from common.config.run import RunConfig
 from common.data.batches import Collator, micro_batch_limit, micro_batches
 from common.errors import RunError
@@ -102,6 +103,7 @@ def train_locally(
     model.load(adapter)
     parameters = model.train_only(names)
     optimizer = make_optimizer(config.training, parameters)
+    add_proximal_term(optimizer, config.training.proximal_mu)
     steps = _steps(site, config, mechanism)
     clip, released = _side_answers(config, mechanism, clip_norm)
     loss_sum, rows_seen = 0.0, 0
