@@ -29,6 +29,7 @@ from common.models.export import export_adapter
 from common.models.resident import resident_model
 from common.run_folder import RunFolder
 from common.tensors import Manifest, Tensors, fingerprint, manifest_of
+from server.aggregation.robust import expect_enough_sites
 from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from server.clock import Clock, WallClock
 from server.cohort import Member, admit_members
@@ -90,6 +91,9 @@ def run_federation(
     start = initial_adapter(model, config.seed)
     described, left_out = describe_sites(grid, wait_for_nodes(grid, config), config)
     members = admit_members(described, config, model.base.fingerprint, fingerprint(start))
+    rule, asked = config.aggregation.robust, config.federation.sites_per_round or len(members)
+    if rule != "none":
+        expect_enough_sites(rule, config.aggregation.robust_sites, min(asked, len(members)), "a round")
     progress = Progress(start) if completed is None else _resumed(completed, config, start, model)
     seeded = all(member.description.seeded for member in members.values())
     site_level = site_level_of(config, len(members), seeded=seeded)

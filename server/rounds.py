@@ -25,6 +25,7 @@ from server.admission import Admission
 from server.aggregation.catalog import aggregator_of
 from server.aggregation.optimizers import optimized
 from server.aggregation.products import RoundProducts, measure
+from server.aggregation.robust import combine
 from server.cohort import Member
 from server.site_level import SiteLevel
 
@@ -90,6 +91,7 @@ class Round:
         self._sent = sorted(sent_names(config, filterfalse(is_fixed, self._adapter), number))
         self._state = self._aggregator.init({name: self._adapter[name] for name in self._sent})
         self._local: dict[str, Tensors] = {}
+        self._updates: dict[str, Tensors] = {}
         seen = site_level is None and not personal_names(config, self._adapter)
         self._measures = seen and config.evaluation.products
         self._measured: RoundProducts | None = None
@@ -203,6 +205,8 @@ class Round:
         local = add(start, update)
         added = private if self._method.linear else {name: local[name] for name in self._sent}
         self._state = self._aggregator.update(self._state, site, added, weight)
+        if self._config.aggregation.robust != "none":
+            self._updates[site] = update
         if self._measures:
             self._local[site] = local
 
@@ -210,7 +214,16 @@ class Round:
         """Return the next adapter from ``count`` updates."""
         if not self._method.linear:
             return self._aggregator.finish(self._state, self._adapter) if count else self._adapter
-        mean = self._state.mean() if count else {name: torch.zeros_like(self._adapter[name]) for name in self._sent}
+        rule = self._config.aggregation.robust
+        if rule != "none":
+            weights = {site: self._weights[site] for site in self._updates}
+            bad, rank = self._config.aggregation.robust_sites, self._config.adapter.rank
+            scale = self._config.adapter.alpha / rank
+            mean = combine(rule, bad, self._adapter, self._updates, weights, scale)
+        elif count:
+            mean = self._state.mean()
+        else:
+            mean = {name: torch.zeros_like(self._adapter[name]) for name in self._sent}
         if self._site_level is not None:
             mean = self._site_level.noised(mean, count, self.number)
         if self._config.aggregation.server_optimizer != "none":

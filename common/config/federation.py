@@ -44,6 +44,11 @@ class AggregationConfig(Section):
     """Weight of a site: the same for all, or its number of rows (refused under DP)."""
     residual_penalty: Annotated[float, Field(gt=0)] = 0.01
     """λ of lora_fair: the larger, the nearer to the plain average of B."""
+    robust: Literal["none", "norm_clip", "median", "trimmed_mean", "geometric_median", "krum", "multi_krum"] = "none"
+    """What a round's aggregate is instead of the weighted mean, so that bad sites cannot move it far; for linear
+    methods. See server/aggregation/robust.py."""
+    robust_sites: Annotated[int, Field(ge=0)] = 1
+    """Bad sites in a round that the robust rule must hold against."""
     server_optimizer: Literal["none", "fedavgm", "fedadam", "fedyogi", "fedadagrad"] = "none"
     """What acts on the aggregated update (Reddi et al. 2003.00295; FedAvgM 1909.06335); none adds it as it is."""
     server_lr: Annotated[float, Field(gt=0)] = 1.0

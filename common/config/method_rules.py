@@ -37,6 +37,16 @@ def expect_method(config: RunConfig) -> None:
             f"aggregation.server_optimizer {optimizer!r} needs an update in the same coordinates every round, which "
             f"{name!r} does not have; expected one of {_named(optimizable=True)}, or 'none'"
         )
+    if config.aggregation.robust != "none" and not method.linear:
+        raise ValueError(
+            f"aggregation.robust {config.aggregation.robust!r} takes the place of a weighted mean of updates, which "
+            f"{name!r} does not make; expected one of {_named(linear=True)}, or 'none'"
+        )
+    if config.aggregation.robust != "none" and config.privacy.site_level_settings is not None:
+        raise ValueError(
+            f"aggregation.robust {config.aggregation.robust!r} is set under site-level privacy, whose noise is planned "
+            "for a clipped sum; expected 'none', clipping is on already"
+        )
     ranks = config.federation.virtual_ranks
     if min(ranks, default=config.adapter.rank) < config.adapter.rank and not method.mixed_ranks:
         raise ValueError(

@@ -72,7 +72,7 @@ def measure(
     gram = torch.zeros(count + 2, count + 2, dtype=torch.float64)
     for layer in layers:
         made = stacked([_total(after, layer), fixed_of(before, layer)], [1.0, -1.0])
-        gram += _inner_products([factors_of(before, layer), *(factors_of(local[site], layer) for site in sites), made])
+        gram += inner_products([factors_of(before, layer), *(factors_of(local[site], layer) for site in sites), made])
     share = torch.tensor([weights[site] for site in sites], dtype=torch.float64)
     share /= share.sum()
     return _measured(sites, gram, share)
@@ -82,7 +82,7 @@ def _total(adapter: Mapping[str, Tensor], layer: str) -> Factors:
     return stacked([factors_of(adapter, layer), fixed_of(adapter, layer)])
 
 
-def _inner_products(products: Sequence[Factors]) -> Tensor:
+def inner_products(products: Sequence[Factors]) -> Tensor:
     """Return ⟨P_i, P_j⟩_F of N products, float64 [N, N]."""
     whole = stacked(products)
     entries = (whole.b.T @ whole.b) * (whole.a @ whole.a.T)
