@@ -74,7 +74,7 @@ def adapter_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter" / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt2"])
+@pytest.mark.parametrize("family", ["bert", pytest.param("gpt2", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", GLOBAL)
 def test_export_gives_the_logits_of_the_last_round(
     make_config: Callable[..., RunConfig], tmp_path: Path, method: str, family: str
@@ -100,7 +100,9 @@ def test_export_gives_the_logits_of_the_last_round(
     assert summary["rounds"] == 3
 
 
-@pytest.mark.parametrize("privacy", [{"unit": "none"}, PRIVATE], ids=["no DP", "DP"])
+@pytest.mark.parametrize(
+    "privacy", [{"unit": "none"}, pytest.param(PRIVATE, marks=pytest.mark.slow)], ids=["no DP", "DP"]
+)
 @pytest.mark.parametrize("method", METHODS)
 def test_resumed_run_ends_on_the_same_bits(
     make_config: Callable[..., RunConfig], tmp_path: Path, method: str, privacy: dict[str, Any]
