@@ -192,7 +192,7 @@ def merge(
 ) -> None:
     """Fold an adapter into its base model and write the merged model."""
     with one_line_errors(debug):
-        _set_up(debug, None)
+        set_up(debug, None)
         from common.models.merge import merge_adapter
 
         merge_adapter(adapter, base, out, device)
