@@ -14,6 +14,7 @@ from client.ledger.site_ledger import SiteLedger
 from client.personal import STATE, PersonalStore
 from client.refusals import own_rows
 from client.site_config import SiteConfig
+from client.state import SiteStates
 from common.config.run import RunConfig
 from common.data.batches import TokenRow
 from common.data.examples import Example, example_from_row
@@ -79,7 +80,7 @@ def virtual_site(config: RunConfig, node_config: Mapping[str, object], model: Ad
     Args:
         config: the run config, whose data section describes all virtual sites.
         node_config: Flower's node config, with ``partition-id`` and ``num-partitions``; ``token-cache`` may name the
-            folder where a simulation keeps tokens, and ``site-state`` the one where virtual sites keep what is theirs.
+            folder where a simulation keeps tokens, ``site-state`` the file where virtual sites keep what is theirs.
         model: the resident model, for its tokenizer.
 
     Raises:
@@ -151,7 +152,7 @@ def real_site(config: RunConfig, site_config: SiteConfig, model: AdaptedModel) -
     with own_rows():
         read = _read(agreed, site_config)
         rows = TASKS[agreed.data.task].tokenise(read.examples, model.base.tokenizer, agreed.data)
-    personal = PersonalStore(Path(site_config.ledger + "-personal"))
+    personal = PersonalStore(SiteStates(Path(site_config.ledger + "-personal")), site_config.name)
     return Site(
         site_config.name, tuple(rows), lengths_of(rows), SystemRandomness(), read.persons, read.ledger,
         site_config.max_rank, personal,

@@ -61,6 +61,7 @@ class RunSettings:
         test: tokenised test rows of each site, where whoever starts the run has them; else they are read.
         personal: what a site kept up to a round, where the coordinator can see it, as in a simulation: sites are then
             evaluated with what is theirs.
+        settle: called before each checkpoint, to bring to disk what virtual sites keep.
     """
 
     folder: RunFolder
@@ -71,6 +72,7 @@ class RunSettings:
     round_notes: Callable[[int], Mapping[str, Any]] | None = None
     test: Mapping[str, TokenRows] | None = None
     personal: Personal | None = None
+    settle: Callable[[], None] | None = None
 
 
 def run_federation(
@@ -219,6 +221,8 @@ class _Keeper:
         every, last = self._config.evaluation.every, self._config.federation.rounds
         if number == last or (every and number % every == 0):
             self.evaluate(number, progress.adapter)
+        if self._settings.settle is not None:
+            self._settings.settle()
         self.checkpoint(number, progress)
         spent = max(epsilon_by_site(self._folder.iterate_records("round"), self._config).values(), default=None)
         if spent is None and self._site_level is not None:

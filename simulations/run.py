@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from client.personal import STATE, PersonalStore
+from client.personal import STATE, PersonalStore, virtual_states
 from common.config.run import RunConfig
 from common.data.tokens import load_federated_tokens
 from common.errors import RunError
@@ -57,7 +57,7 @@ def simulate(
         expect_sound(config, data, model)
         settings = RunSettings(
             run_folder, resume=resume, device=device, engine=chosen.label(), test=data.test,
-            personal=_personal(run_folder.sites),
+            personal=_personal(run_folder.sites), settle=virtual_states(run_folder.sites).sync,
         )  # fmt: skip
         grid = VirtualGrid(running, len(data.sites), watch)
         around, settings = with_faults(grid, config, data.sites, model, FIRST_NODE_ID, settings)
