@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from common.run_folder import RunFolder
 from server.events import Observer
 from server.federation import RunSettings, run_federation
 from simulations.check import expect_sound
+from simulations.cohort.size import cohort_size
 from simulations.engines.app_handler import FIRST_NODE_ID
 from simulations.engines.catalog import open_engine
 from simulations.engines.settings import EngineSettings
@@ -40,13 +42,15 @@ def simulate(
         device: to compute on.
         observer: told what happens.
         watch: told what passes between coordinator and sites.
-        engine: what computes the sites' replies; by default this process. It cannot change results.
+        engine: what computes the sites' replies; by default this process. It cannot change results, save for their
+            last bits where sites are trained together.
 
     Raises:
         FedtuneError: for whatever keeps it from running.
     """
     data = load_federated_data(config.data, config.seed)
     chosen = engine or EngineSettings()
+    chosen = replace(chosen, cohort=cohort_size(chosen.cohort, config, device))
     with closing(open_engine(chosen, config, len(data.sites), device)) as running:
         model = resident_model(config, device)
         expect_sound(config, data, model)

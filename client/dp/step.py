@@ -39,8 +39,8 @@ from common.randomness import CryptoStream
 logger = logging.getLogger(__name__)
 
 Capture = Literal["layers", "hooks", "outside"]
-"""Who leaves per-example gradients on the parameters: the trained layers, or where they cannot be captured Opacus' hooks;
-Opacus' hooks, the reference; whoever runs the model, for parameters that are not its own."""
+"""Who leaves per-example gradients on the parameters: the trained layers, or Opacus' hooks where layers cannot be
+captured; Opacus' hooks, the reference; whoever runs the model, for parameters that are not the model's own."""
 
 
 class _NoisyOptimizer(DPOptimizer):  # type: ignore[misc]

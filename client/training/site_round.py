@@ -1,7 +1,7 @@
 """A site's round of local training: its optimizer, clip norm, batches and loss, advanced step by step.
 
-What computes losses and gradients drives it: :func:`client.training.loop.train_locally` for one site, and in simulations
-one pass for several virtual sites. So that both do the same, everything that belongs to a site is here.
+What computes losses and gradients drives it: :func:`client.training.loop.train_locally` for one site, and in a
+simulation one pass for several virtual sites. So that both do the same, everything that belongs to a site is here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 
-import torch
 from torch import Tensor, nn
 
 from client.dp.clipping import MovingClip, ReleasedLoss
@@ -20,7 +19,7 @@ from client.dp.sampling import poisson_batches, shuffled_batches
 from client.dp.step import Capture, DpStep
 from client.site import Site
 from client.training.optimizers import lr_factor, make_optimizer, set_lr
-from client.training.steps import GradientStep, PlainStep
+from client.training.steps import JointStep, PlainStep
 from common.config.run import RunConfig
 from common.errors import RunError
 from common.models.adapter import AdaptedModel
@@ -81,7 +80,7 @@ class SiteRound:
         self._optimizer = make_optimizer(config.training, parameters)
         self._steps = _steps(site, config, mechanism)
         self._clip, self._released = _side_answers(config, mechanism, clip_norm)
-        self._opened: AbstractContextManager[GradientStep]
+        self._opened: AbstractContextManager[JointStep]
         if mechanism is None:
             norm = config.training.max_grad_norm
             self._opened = nullcontext(PlainStep(list(parameters.values()), self._optimizer, norm))
@@ -93,7 +92,7 @@ class SiteRound:
         self._batches = local_batches(site, config, round_number, self._steps, mechanism)
         self._loss_sum, self._rows_seen = 0.0, 0
 
-    def __enter__(self) -> GradientStep:
+    def __enter__(self) -> JointStep:
         return self._opened.__enter__()
 
     def __exit__(

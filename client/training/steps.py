@@ -16,14 +16,18 @@ class GradientStep(Protocol):
     def micro_batch(self, losses: Tensor, rows: int, persons: Sequence[int] | None = None) -> None:
         """Take the losses [b] of a micro-batch out of a step of ``rows`` rows: differentiate and collect."""
 
+    def apply(self, rows: int) -> None:
+        """Finish a step of ``rows`` rows."""
+
+
+class JointStep(GradientStep, Protocol):
+    """One whose losses may be differentiated together with those of other sites."""
+
     def share(self, rows: int) -> float:
         """Return what each loss counts in the sum that is differentiated, in a step of ``rows`` rows."""
 
     def collect(self, losses: Tensor, persons: Sequence[int] | None = None) -> None:
-        """Take what a backward pass has left of the losses [b]; for one who differentiates for several sites."""
-
-    def apply(self, rows: int) -> None:
-        """Finish a step of ``rows`` rows."""
+        """Take what a backward pass of that sum has left of the losses [b]."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -59,7 +59,7 @@ class Places:
         if bounds[-1] != len(examples):
             raise RunError(f"a layer was given {len(examples)} rows in a pass of {bounds[-1]}; expected those.")
         self.examples = list(examples)
-        self.sites = [sum(examples[start:stop]) for start, stop in zip(bounds, bounds[1:], strict=False)]
+        self.sites = [sum(examples[start:stop]) for start, stop in pairwise(bounds)]
         self._device = device
 
     @cached_property

@@ -23,14 +23,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from client.site import Site
+from client.answers import Assignment
 from client.training.features import may_have_features
 from client.training.site_round import LocalResult, SiteRound
-from client.training.steps import GradientStep
+from client.training.steps import JointStep
 from common.config.run import RunConfig
 from common.data.batches import Collator, Limit, TokenRow, micro_batch_limit, micro_batches
 from common.models.adapter import AdaptedModel
-from common.privacy.planning import Mechanism
 from common.tasks.catalog import TASKS
 from common.tensors import Tensors
 from simulations.cohort.layers import Share, divided_layers, divisible_layers
@@ -38,26 +37,11 @@ from simulations.cohort.layers import Share, divided_layers, divisible_layers
 GRADIENT_BYTES = {"cpu": 2**26, "cuda": 2**31}
 """Most bytes of per-example gradients in a pass, by type of device; always enough for one row."""
 
+SITE_BYTES_PER_WEIGHT = 24
+"""Of a site in training: weight, gradient and two moments in float32, and under DP a sum in float64."""
 
-@dataclass(frozen=True, eq=False)
-class Work:
-    """A round that one site has been asked to train.
-
-    Attributes:
-        site: rows and randomness.
-        adapter: every adapter tensor by name, to start from.
-        names: those that are trained.
-        round: from 1.
-        mechanism: the planned mechanism, None without DP.
-        clip_norm: where adaptive clipping starts; the mechanism's own if None.
-    """
-
-    site: Site
-    adapter: Tensors
-    names: frozenset[str]
-    round: int
-    mechanism: Mechanism | None
-    clip_norm: float | None
+SITES_BYTES = {"cpu": 2**30, "cuda": 2**32}
+"""Most bytes that the sites of a joint pass hold, by type of device; always enough for one site."""
 
 
 def can_train_together(model: AdaptedModel, config: RunConfig, names: frozenset[str]) -> bool:
@@ -75,6 +59,13 @@ def can_train_together(model: AdaptedModel, config: RunConfig, names: frozenset[
     )
 
 
+def most_sites(model: AdaptedModel, names: frozenset[str]) -> int:
+    """Return how many sites' parameters, gradients, sums and optimizer states may be held at once."""
+    trained = sum(parameter.numel() for name, parameter in model.parameters.items() if name in names)
+    allowed = SITES_BYTES.get(model.device.type, SITES_BYTES["cpu"])
+    return max(1, allowed // max(1, SITE_BYTES_PER_WEIGHT * trained))
+
+
 def joint_limit(config: RunConfig, model: AdaptedModel, names: frozenset[str]) -> Limit:
     """Return what a pass may hold: as many tokens as for one site, and rows as their per-example gradients allow.
 
@@ -90,36 +81,38 @@ def joint_limit(config: RunConfig, model: AdaptedModel, names: frozenset[str]) -
     return Limit(rows=max(1, allowed // max(1, row_bytes)), tokens=limit.tokens)
 
 
-def train_together(model: AdaptedModel, config: RunConfig, work: Sequence[Work]) -> list[LocalResult | Exception]:
+def train_together(
+    model: AdaptedModel, config: RunConfig, assigned: Sequence[Assignment]
+) -> list[LocalResult | Exception]:
     """Train a round of several sites and return what each gave, or why it failed.
 
     Args:
         model: the resident model; its trained parameters are not touched.
         config: the run config; :func:`can_train_together`.
-        work: what is asked of each site: the same names trained, the others equal, all with a mechanism or all without.
+        assigned: what is asked of each site; all under the one run config.
 
     Raises:
         Exception: whatever the joint pass itself fails on; then no site has trained.
     """
-    names = work[0].names
+    names = assigned[0].names
     layers = divisible_layers(model, names) or {}
-    model.load({name: value for name, value in work[0].adapter.items() if name not in names})
+    model.load({name: value for name, value in assigned[0].adapter.items() if name not in names})
     model.train_only(frozenset())
-    sites = [_own_parameters(each, model.device) for each in work]
-    private = work[0].mechanism is not None
+    sites = [_own_parameters(each, model.device) for each in assigned]
+    private = assigned[0].mechanism is not None
     with ExitStack() as opened, divided_layers(model, layers, sites, private=private) as running:
         model.module.train()
         training = _JointSteps(model, config, joint_limit(config, model, names), running.hold)
-        for each, parameters in zip(work, sites, strict=True):
+        for each, parameters in zip(assigned, sites, strict=True):
             training.add(each, parameters, opened)
         while training.step():
             pass
-    return [training.outcome(number, each) for number, each in enumerate(work)]
+    return [training.outcome(number, each.adapter) for number, each in enumerate(assigned)]
 
 
-def _own_parameters(work: Work, device: torch.device) -> dict[str, nn.Parameter]:
+def _own_parameters(assigned: Assignment, device: torch.device) -> dict[str, nn.Parameter]:
     """Leaf tensors with the received values of what is trained, in order of name."""
-    return {name: nn.Parameter(work.adapter[name].to(device, copy=True)) for name in sorted(work.names)}
+    return {name: nn.Parameter(assigned.adapter[name].to(device, copy=True)) for name in sorted(assigned.names)}
 
 
 @dataclass
@@ -127,7 +120,7 @@ class _Running:
     """A site that still has steps to take, and the rows of the one it takes now."""
 
     round: SiteRound
-    step: GradientStep
+    step: JointStep
     batches: Iterator[list[int]]
     batch: list[int]
 
@@ -146,15 +139,15 @@ class _JointSteps:
         self._active: dict[int, _Running] = {}
         self._failures: dict[int, Exception] = {}
 
-    def add(self, work: Work, parameters: Mapping[str, nn.Parameter], opened: ExitStack) -> None:
+    def add(self, assigned: Assignment, parameters: Mapping[str, nn.Parameter], opened: ExitStack) -> None:
         """Take a site in."""
         number = len(self._rounds)
         self._rounds.append(None)
 
         def begin() -> None:
             own = SiteRound(
-                self._model, parameters, work.site, self._config, work.round, work.mechanism, work.clip_norm,
-                capture="outside",
+                self._model, parameters, assigned.site, self._config, assigned.request.round, assigned.mechanism,
+                assigned.request.clip_norm, capture="outside",
             )  # fmt: skip
             self._rounds[number] = own
             self._active[number] = _Running(own, opened.enter_context(own), own.batches(), [])
@@ -171,13 +164,13 @@ class _JointSteps:
             self._alone(number, lambda running=running: running.step.apply(len(running.batch)))  # type: ignore[misc]
         return bool(self._active)
 
-    def outcome(self, number: int, work: Work) -> LocalResult | Exception:
+    def outcome(self, number: int, received: Tensors) -> LocalResult | Exception:
         """Return what a site's round gave, or why it failed."""
         own = self._rounds[number]
         if number in self._failures or own is None:
             return self._failures[number]
         try:
-            return own.result(work.adapter)
+            return own.result(received)
         except Exception as error:  # noqa: BLE001 - of this site alone
             return error
 
@@ -224,7 +217,9 @@ class _JointSteps:
         batch = self._collate(rows).to(self._model.device)
         losses: Tensor = self._task.loss_per_sequence(self._model.logits(batch.input_ids, batch.attention_mask), batch)
         (losses * losses.new_tensor(shares)).sum().backward()  # type: ignore[no-untyped-call]
-        for (number, own), found in zip(piece, losses.detach().split([len(own) for _, own in piece]), strict=True):
+        for (number, own), found in zip(
+            piece, torch.split(losses.detach(), [len(own) for _, own in piece]), strict=True
+        ):
             self._alone(number, lambda number=number, own=own, found=found: self._collect(number, own, found))  # type: ignore[misc]
 
     def _collect(self, number: int, rows: list[int], losses: Tensor) -> None:
