@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -143,25 +144,18 @@ class _JointSteps:
         """Take a site in."""
         number = len(self._rounds)
         self._rounds.append(None)
-
-        def begin() -> None:
-            own = SiteRound(
-                self._model, parameters, assigned.site, self._config, assigned.request.round, assigned.mechanism,
-                assigned.request.clip_norm, capture="outside",
-            )  # fmt: skip
-            self._rounds[number] = own
-            self._active[number] = _Running(own, opened.enter_context(own), own.batches(), [])
-
-        self._alone(number, begin)
+        self._alone(number, self._open, number, assigned, parameters, opened)
 
     def step(self) -> bool:
         """Take a step at every site that has one left; return whether there was any."""
-        for number, running in list(self._active.items()):
-            self._alone(number, lambda running=running, number=number: self._begin(number, running))  # type: ignore[misc]
+        for number in list(self._active):
+            self._alone(number, self._begin, number)
         for piece in self._pieces():
-            self._compute(piece)
-        for number, running in list(self._active.items()):
-            self._alone(number, lambda running=running: running.step.apply(len(running.batch)))  # type: ignore[misc]
+            still = [(number, rows) for number, rows in piece if number in self._active]
+            if still:
+                self._compute(still)
+        for number in list(self._active):
+            self._alone(number, self._apply, number)
         return bool(self._active)
 
     def outcome(self, number: int, received: Tensors) -> LocalResult | Exception:
@@ -174,20 +168,34 @@ class _JointSteps:
         except Exception as error:  # noqa: BLE001 - of this site alone
             return error
 
-    def _alone(self, number: int, work: Callable[[], None]) -> None:
+    def _alone(self, number: int, work: Callable[..., None], *arguments: Any) -> None:
         """Do a site's own work; what goes wrong in it ends this site's round and no other's."""
         try:
-            work()
+            work(*arguments)
         except Exception as error:  # noqa: BLE001 - handed to whoever answers for the site
             self._failures[number] = error
             self._active.pop(number, None)
 
-    def _begin(self, number: int, running: _Running) -> None:
-        batch = next(running.batches, None)
+    def _open(
+        self, number: int, assigned: Assignment, parameters: Mapping[str, nn.Parameter], opened: ExitStack
+    ) -> None:
+        own = SiteRound(
+            self._model, parameters, assigned.site, self._config, assigned.request.round, assigned.mechanism,
+            assigned.request.clip_norm, capture="outside",
+        )  # fmt: skip
+        self._rounds[number] = own
+        self._active[number] = _Running(own, opened.enter_context(own), own.batches(), [])
+
+    def _begin(self, number: int) -> None:
+        batch = next(self._active[number].batches, None)
         if batch is None:
             del self._active[number]
         else:
-            running.batch = batch
+            self._active[number].batch = batch
+
+    def _apply(self, number: int) -> None:
+        running = self._active[number]
+        running.step.apply(len(running.batch))
 
     def _pieces(self) -> Iterator[list[tuple[int, list[int]]]]:
         """Yield the rows of each pass, as sites and the rows of each; longest first within a site."""
@@ -217,10 +225,9 @@ class _JointSteps:
         batch = self._collate(rows).to(self._model.device)
         losses: Tensor = self._task.loss_per_sequence(self._model.logits(batch.input_ids, batch.attention_mask), batch)
         (losses * losses.new_tensor(shares)).sum().backward()  # type: ignore[no-untyped-call]
-        for (number, own), found in zip(
-            piece, torch.split(losses.detach(), [len(own) for _, own in piece]), strict=True
-        ):
-            self._alone(number, lambda number=number, own=own, found=found: self._collect(number, own, found))  # type: ignore[misc]
+        parts = torch.split(losses.detach(), [len(own) for _, own in piece])
+        for (number, own), found in zip(piece, parts, strict=True):
+            self._alone(number, self._collect, number, own, found)
 
     def _collect(self, number: int, rows: list[int], losses: Tensor) -> None:
         running = self._active[number]
