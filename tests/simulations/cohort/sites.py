@@ -22,7 +22,7 @@ from common.wire import TrainRequest
 def assignments(
     config: RunConfig, model: AdaptedModel, sizes: Sequence[int], round_number: int = 1
 ) -> list[Assignment]:
-    """One site a size, with the first rows of the data; the adapter received is a little off the initial one."""
+    """One site a size, with rows of the data; the adapter received is a little off the initial one."""
     rows = [
         row
         for node in range(3)

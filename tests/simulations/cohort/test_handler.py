@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from client.site import Site
 from common.codecs.codec import decode
@@ -98,12 +97,10 @@ def test_site_whose_rows_fail_the_joint_pass_fails_alone(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [2, 4])
-def test_bits_of_a_cohort_do_not_depend_on_engine_or_workers(config: RunConfig, size: int) -> None:
+def test_bits_of_a_cohort_do_not_depend_on_engine_or_workers(config: RunConfig) -> None:
     requests = train_requests(config, 9)
-    here = answers_of(config, requests, EngineSettings(cohort=size))
-    for workers in (1, 2):
-        assert answers_of(config, requests, EngineSettings("processes", workers, 1, cohort=size)) == here
+    here = answers_of(config, requests, EngineSettings(cohort=2))
+    assert answers_of(config, requests, EngineSettings("processes", 2, 1, cohort=2)) == here
 
 
 def test_run_of_cohorts_ends_on_the_adapter_of_one_by_one(config: RunConfig, tmp_path: Path) -> None:
@@ -117,7 +114,6 @@ def test_run_of_cohorts_ends_on_the_adapter_of_one_by_one(config: RunConfig, tmp
         engines.append(summary["engine"])
     assert engines == ["inprocess", "inprocess, cohorts of 2"]
     assert l2_norm(subtract(adapters[1], adapters[0])) < 1e-6 * l2_norm(adapters[0])
-    assert any(not torch.equal(adapters[1][name], value) for name, value in adapters[0].items())
 
 
 @pytest.mark.parametrize(
