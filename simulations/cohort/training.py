@@ -25,12 +25,14 @@ import torch
 from torch import Tensor, nn
 
 from client.answers import Assignment
-from client.training.features import may_have_features
+from client.training.features import may_have_features, site_states
 from client.training.site_round import LocalResult, SiteRound
 from client.training.steps import JointStep
 from common.config.run import RunConfig
 from common.data.batches import Collator, Limit, TokenRow, micro_batch_limit, micro_batches
 from common.models.adapter import AdaptedModel
+from common.models.frozen import FrozenStates
+from common.models.packing import Start
 from common.tasks.catalog import TASKS
 from common.tensors import Tensors
 from simulations.cohort.layers import Share, divided_layers, divisible_layers
@@ -100,10 +102,11 @@ def train_together(
     model.load({name: value for name, value in assigned[0].adapter.items() if name not in names})
     model.train_only(frozenset())
     sites = [_own_parameters(each, model.device) for each in assigned]
+    states = [site_states(model, each.site, config) for each in assigned]
     private = assigned[0].mechanism is not None
     with ExitStack() as opened, divided_layers(model, layers, sites, private=private) as running:
         model.module.train()
-        training = _JointSteps(model, config, joint_limit(config, model, names), running.hold)
+        training = _JointSteps(model, config, joint_limit(config, model, names), running.hold, states)
         for each, parameters in zip(assigned, sites, strict=True):
             training.add(each, parameters, opened)
         while training.step():
@@ -130,9 +133,10 @@ class _JointSteps:
     """Takes the steps of all sites, one of each at a time."""
 
     def __init__(
-        self, model: AdaptedModel, config: RunConfig, limit: Limit, hold: Callable[[Sequence[Share]], None]
-    ) -> None:
-        self._model, self._limit, self._hold = model, limit, hold
+        self, model: AdaptedModel, config: RunConfig, limit: Limit, hold: Callable[[Sequence[Share]], None],
+        states: Sequence[FrozenStates | None],
+    ) -> None:  # fmt: skip
+        self._model, self._limit, self._hold, self._states = model, limit, hold, states
         self._task = TASKS[config.data.task]
         self._config = config
         self._collate = Collator(model.base.tokenizer.pad_token_id, model.base.family.padding_side)
@@ -223,11 +227,20 @@ class _JointSteps:
             shares += [running.step.share(len(running.batch))] * len(own)
         self._hold([Share(number, len(own)) for number, own in piece])
         batch = self._collate(rows).to(self._model.device)
-        losses: Tensor = self._task.loss_per_sequence(self._model.logits(batch.input_ids, batch.attention_mask), batch)
+        logits = self._model.logits(batch.input_ids, batch.attention_mask, self._start(piece))
+        losses: Tensor = self._task.loss_per_sequence(logits, batch)
         (losses * losses.new_tensor(shares)).sum().backward()  # type: ignore[no-untyped-call]
         parts = torch.split(losses.detach(), [len(own) for _, own in piece])
         for (number, own), found in zip(piece, parts, strict=True):
             self._alone(number, self._collect, number, own, found)
+
+    def _start(self, piece: list[tuple[int, list[int]]]) -> Start | None:
+        """Return where the pass starts: where training begins to change states, if all its sites have them."""
+        starts = [(self._states[number], own) for number, own in piece]
+        parts = [states.start(own) for states, own in starts if states is not None]
+        if len(parts) < len(starts):
+            return None
+        return Start(parts[0].depth, torch.cat([part.states for part in parts], dim=1))
 
     def _collect(self, number: int, rows: list[int], losses: Tensor) -> None:
         running = self._active[number]

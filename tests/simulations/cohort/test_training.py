@@ -45,6 +45,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "distilbert": {"family": "distilbert", "aggregation": {"method": "ffa_lora"}},
     "decoder as classifier": {"family": "qwen2"},
     "causal LM, all linear": {"family": "llama", "task": "causal_lm", "adapter": {"target_modules": "all-linear"}},
+    "upper layer": {"family": "qwen2", "adapter": {"target_modules": ["layers.1.self_attn.q_proj"]}},
     "gpt2": {"family": "gpt2", "task": "causal_lm"},
 }
 PRIVACY: dict[str, dict[str, Any]] = {
