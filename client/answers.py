@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from functools import lru_cache
 
 from client.ledger.site_ledger import round_asked
@@ -11,6 +12,7 @@ from client.release import failed_release, pack_release, unpack_release
 from client.site import Site
 from client.start_check import self_test
 from client.training.loop import train_locally
+from client.training.site_round import LocalResult
 from common.codecs.codec import decode, encode
 from common.config.run import RunConfig
 from common.errors import ConfigError, WireError
@@ -63,6 +65,48 @@ def answer_describe(header: bytes, site: Site, config: RunConfig, model: Adapted
     )
 
 
+@dataclass(frozen=True, eq=False)
+class Assignment:
+    """What a site has been asked to train, checked.
+
+    Attributes:
+        request: the request's header.
+        site: who trains.
+        adapter: every adapter tensor by name, to start from: received ones and those that never travel.
+        names: those that are trained.
+        mechanism: the planned mechanism, None without DP.
+    """
+
+    request: TrainRequest
+    site: Site
+    adapter: Tensors
+    names: frozenset[str]
+    mechanism: Mechanism | None
+
+
+def prepare_train(header: bytes, payload: bytes, site: Site, config: RunConfig, model: AdaptedModel) -> Assignment:
+    """Check a request to train a round; nothing is charged or trained yet.
+
+    Raises:
+        WireError: for a request that is not for this run, this base model, or is malformed.
+        PrivacyError: if the mechanism must not run.
+    """
+    request = parse_header(header, TrainRequest)
+    if isinstance(request, Refusal) or request.config_digest != config.digest():
+        raise WireError("the request is for another run config; expected the one this site was given.")
+    if request.base_fingerprint != model.base.fingerprint:
+        raise WireError("the request is for another base model; expected the one this site holds.")
+    if request.round > config.federation.rounds:
+        raise WireError(f"round {request.round} is beyond the run; expected at most {config.federation.rounds}.")
+    received = _received(request, payload, site, config, model)
+    start = _round_start(request.round, site, config, model)
+    mechanism = plan_mechanism(config, site.num_units(config.privacy.unit))
+    if mechanism is not None:
+        self_test(model, config)
+    names = trained_names(config, start, request.round)
+    return Assignment(request, site, {**start, **_kept(request, site, config, start), **received}, names, mechanism)
+
+
 def answer_train(
     header: bytes, payload: bytes, site: Site, config: RunConfig, model: AdaptedModel
 ) -> tuple[TrainReply, bytes]:
@@ -76,58 +120,46 @@ def answer_train(
         PrivacyError: if the mechanism must not run, or the ledger refuses; then nothing was trained.
         RoundFailedError: if training failed, now or when the round was first asked for.
     """
-    request = parse_header(header, TrainRequest)
-    if isinstance(request, Refusal) or request.config_digest != config.digest():
-        raise WireError("the request is for another run config; expected the one this site was given.")
-    if request.base_fingerprint != model.base.fingerprint:
-        raise WireError("the request is for another base model; expected the one this site holds.")
-    if request.round > config.federation.rounds:
-        raise WireError(f"round {request.round} is beyond the run; expected at most {config.federation.rounds}.")
-    received = _received(request, payload, site, config, model)
-    mechanism = plan_mechanism(config, site.num_units(config.privacy.unit))
-    if mechanism is not None:
-        self_test(model, config)
+    assigned = prepare_train(header, payload, site, config, model)
     if site.ledger is None:
-        return _train(request, received, site, config, model, mechanism)
-    asked = round_asked(request, payload)
-    release = site.ledger.reserve(asked, site.ledger.charge(mechanism))
+        return train_alone(assigned, config, model)
+    asked = round_asked(assigned.request, payload)
+    release = site.ledger.reserve(asked, site.ledger.charge(assigned.mechanism))
     if release is None:
         try:
-            trained = _train(request, received, site, config, model, mechanism)
-            release = site.ledger.commit(asked, pack_release(*trained))
+            release = site.ledger.commit(asked, pack_release(*train_alone(assigned, config, model)))
         except Exception as error:  # noqa: BLE001 - a round left open is trained again: with fresh noise, uncharged
             logger.error("%s failed and will not be trained again: %s", asked, log_line(error))
             release = site.ledger.commit(asked, failed_release())
-    return unpack_release(release, request.nonce)
+    return unpack_release(release, assigned.request.nonce)
 
 
-def _train(
-    request: TrainRequest,
-    received: Tensors,
-    site: Site,
-    config: RunConfig,
-    model: AdaptedModel,
-    mechanism: Mechanism | None,
-) -> tuple[TrainReply, bytes]:
-    """Train from the tensors ``received`` and return the reply's header and the packed update."""
-    start = _round_start(request.round, site, config, model)
-    own = _kept(request, site, config, start)
-    names = trained_names(config, start, request.round)
+def train_alone(assigned: Assignment, config: RunConfig, model: AdaptedModel) -> tuple[TrainReply, bytes]:
+    """Train one site and return the reply's header and the packed update."""
+    request = assigned.request
     result = train_locally(
-        model, site, config, {**start, **own, **received}, names, request.round, mechanism, request.clip_norm
-    )
-    sent = sent_names(config, start, request.round)
-    if site.personal is not None and names - sent:
-        local = {name: {**start, **own}[name] + result.update[name] for name in names - sent}
-        site.personal.keep(request.run, request.round, local)
+        model, assigned.site, config, assigned.adapter, assigned.names, request.round, assigned.mechanism,
+        request.clip_norm,
+    )  # fmt: skip
+    return reply_train(assigned, result, config)
+
+
+def reply_train(assigned: Assignment, result: LocalResult, config: RunConfig) -> tuple[TrainReply, bytes]:
+    """Return the header and the packed update that tell what a site's round gave, and keep what stays at the site."""
+    request, personal = assigned.request, assigned.site.personal
+    sent = sent_names(config, assigned.names, request.round)
+    own = assigned.names - sent
+    if personal is not None and own:
+        local = {name: assigned.adapter[name] + result.update[name] for name in own}
+        personal.keep(request.run, request.round, local)
     reply = TrainReply(
-        site=site.name,
-        round=request.round,
-        nonce=request.nonce,
-        base_fingerprint=model.base.fingerprint,
+        site=assigned.site.name,
+        round=assigned.request.round,
+        nonce=assigned.request.nonce,
+        base_fingerprint=assigned.request.base_fingerprint,
         steps=result.steps,
         train_loss=None if config.privacy.unit == "site" else result.train_loss,
-        mechanism=_report(mechanism),
+        mechanism=_report(assigned.mechanism),
         clip_norm=result.clip_norm,
     )
     return reply, encode({name: result.update[name] for name in sent}, config.communication.codec)

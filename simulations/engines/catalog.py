@@ -9,6 +9,7 @@ from dataclasses import replace
 from common.config.load import dump_run_config
 from common.config.run import RunConfig
 from common.errors import ConfigError
+from simulations.cohort.size import cohort_size
 from simulations.engines.engine import Engine
 from simulations.engines.inprocess import InProcessEngine
 from simulations.engines.processes import ProcessEngine
@@ -37,15 +38,16 @@ def open_engine(
         make = ENGINES[settings.name]
     except KeyError:
         raise ConfigError(f"--engine is {settings.name!r}; expected one of {', '.join(ENGINES)}.") from None
-    return make(settings, WorkerSettings(dump_run_config(config), nodes, device, node=dict(node or {})))
+    sized = replace(settings, cohort=cohort_size(settings.cohort, config, device))
+    return make(sized, WorkerSettings(dump_run_config(config), nodes, device, node=dict(node or {})))
 
 
 def _in_process(settings: EngineSettings, site: WorkerSettings) -> Engine:
-    return InProcessEngine(site_handler(site.config_yaml, site.nodes, site.device, site.node))
+    return InProcessEngine(site_handler(site.config_yaml, site.nodes, site.device, site.node, settings.cohort or 1))
 
 
 def _processes(settings: EngineSettings, site: WorkerSettings) -> Engine:
-    return ProcessEngine(settings.size, _worker_settings(settings, site))
+    return ProcessEngine(settings.size, _worker_settings(settings, site), settings.cohort or 1)
 
 
 def _ray(settings: EngineSettings, site: WorkerSettings) -> Engine:
@@ -54,7 +56,7 @@ def _ray(settings: EngineSettings, site: WorkerSettings) -> Engine:
     each = _worker_settings(settings, site)
     # Ray shows every actor its own GPU alone, so that each finds it as the first.
     own = (lambda _: each(0)) if site.device == "auto" else each
-    return RayEngine(settings.size, own, settings.threads_each, settings.address)
+    return RayEngine(settings.size, own, settings.threads_each, settings.address, settings.cohort or 1)
 
 
 def _worker_settings(settings: EngineSettings, site: WorkerSettings) -> Callable[[int], WorkerSettings]:
@@ -62,7 +64,9 @@ def _worker_settings(settings: EngineSettings, site: WorkerSettings) -> Callable
 
     def of(number: int) -> WorkerSettings:
         device = device_of(site.device, number)
-        return replace(site, device=device, threads=settings.threads_each, log_level=level)
+        return replace(
+            site, device=device, threads=settings.threads_each, log_level=level, cohort=settings.cohort or 1
+        )  # fmt: skip
 
     return of
 

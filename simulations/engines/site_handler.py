@@ -1,4 +1,4 @@
-"""The handler that a worker calls: fedtune's ClientApp on the base model that the worker loads once."""
+"""The handler that a worker calls: fedtune's ClientApp, or several sites at once, on the one base model it loads."""
 
 from __future__ import annotations
 
@@ -10,18 +10,30 @@ import torch
 import client.app
 from common.quiet import quiet_dependencies
 from common.run_source import CONFIG_YAML, run_config_of
+from simulations.cohort.handler import CohortHandler
 from simulations.engines.app_handler import AppHandler
 from simulations.engines.engine import Handler
 from simulations.engines.settings import WorkerSettings
 
 
-def site_handler(config_yaml: str, nodes: int, device: str, node: Mapping[str, str] | None = None) -> Handler:
+def site_handler(
+    config_yaml: str, nodes: int, device: str, node: Mapping[str, str] | None = None, cohort: int = 1
+) -> Handler:
     """Return the handler of a run's virtual sites.
 
-    Every engine makes its handler here, in the process that computes: a handler that trains several sites at once
-    takes this one's place and works behind all engines.
+    Every engine makes its handler here, in the process that computes.
+
+    Args:
+        config_yaml: the run config.
+        nodes: number of virtual sites.
+        device: to compute on.
+        node: further entries of every node's config.
+        cohort: most sites that are trained in one pass.
     """
-    return AppHandler(client.app.app, nodes, {CONFIG_YAML: config_yaml}, device, node)
+    alone = AppHandler(client.app.app, nodes, {CONFIG_YAML: config_yaml}, device, node)
+    if cohort == 1:
+        return alone
+    return CohortHandler(alone, run_config_of({CONFIG_YAML: config_yaml}), nodes, device, cohort, node)
 
 
 def worker_handler(settings: WorkerSettings) -> Handler:
@@ -36,4 +48,4 @@ def worker_handler(settings: WorkerSettings) -> Handler:
     logging.basicConfig(level=settings.log_level, format="%(message)s")
     torch.set_num_threads(settings.threads)
     resident_model(run_config_of({CONFIG_YAML: settings.config_yaml}), settings.device)
-    return site_handler(settings.config_yaml, settings.nodes, settings.device, settings.node)
+    return site_handler(settings.config_yaml, settings.nodes, settings.device, settings.node, settings.cohort)
