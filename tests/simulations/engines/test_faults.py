@@ -182,14 +182,14 @@ def test_handler_is_given_as_many_requests_as_it_takes() -> None:
     engine = InProcessEngine(handler)
     requests = [Request(ticket, 0, "train", b"h", b"p") for ticket in range(1, 8)]
     assert Bench(engine, None).ask(requests).keys() == set(range(1, 8))  # type: ignore[arg-type]
-    assert handler.batches == [[1, 2, 3], [4, 5, 6], [7]]
+    assert handler.batches == [[1, 2], [3, 4], [5, 6, 7]]
 
 
 def test_next_batch_is_not_begun_before_the_last_one_is_taken() -> None:
     handler = Batched()
     engine = InProcessEngine(handler)
     engine.submit([Request(ticket, 0, "train", b"h", b"p") for ticket in range(1, 8)])
-    assert [answer.ticket for _ in range(3) for answer in engine.collect()] == [3, 2, 1]
+    assert [answer.ticket for _ in range(2) for answer in engine.collect()] == [2, 1]
     assert len(handler.batches) == 1
 
 
