@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
+from client.state import SiteStates
 from common.factors import A, B, Factors, fixed_ranks, fixed_tensors, layers_of, with_rank
 from common.models.adapter import initial_adapter
 from common.tensors import Tensors
@@ -87,9 +88,11 @@ def test_personal_factors_stay_beside_the_ledger(make_site: Callable[..., RealSi
     reply, update = site.train(1, received)
     assert isinstance(reply, TrainReply)
     assert not any(name.endswith(B) for name in load(update))
-    kept = load((site.path.parent / "ledger.db-personal" / RUN / "round-00001.safetensors").read_bytes())
+    personal = SiteStates(site.path.parent / "ledger.db-personal")
+    (name,) = personal.sites(RUN, "personal")
+    kept = personal.before(RUN, name, "personal", 2) or {}
     assert {name for name in start if name.endswith(B)} == kept.keys()
     assert all(value.any() for value in kept.values())
     site.train(2, received)
-    again = load((site.path.parent / "ledger.db-personal" / RUN / "round-00002.safetensors").read_bytes())
+    again = personal.before(RUN, name, "personal", 3) or {}
     assert all(not torch.equal(again[name], kept[name]) for name in kept)

@@ -22,6 +22,7 @@ from common.factors import B, factors_of, layers_of
 from common.methods import METHODS
 from common.tensors import Tensors, manifest_of
 from server.aggregation.robust import change_products, combine, expect_enough_sites, krum_scores
+from simulations.engines.settings import EngineSettings
 from simulations.run import simulate
 from tests.server.factor_rounds import HEAD, FactorRound, random_round
 
@@ -175,7 +176,7 @@ def test_hostile_site_spoils_a_run_without_a_rule_and_not_with_one(
 
     def loss(name: str, **keys: Any) -> float:
         config = make_config(aggregation={"method": method, **keys}, federation={"rounds": 2})
-        summary = simulate(config, tmp_path / name)
+        summary = simulate(config, tmp_path / name, engine=EngineSettings(cohort=1))
         return float(summary["metrics_after"]["test"]["overall"]["loss"])
 
     honest = loss("honest")

@@ -18,6 +18,7 @@ from common.errors import ConfigError, RunError
 from common.models.adapter import initial_adapter
 from common.models.resident import resident_model
 from common.run_folder import RunFolder
+from simulations.engines.settings import EngineSettings
 from simulations.faults.attacks import ATTACKS, DESCRIPTION_ATTACKS
 from simulations.run import simulate
 from tests.conftest import config_text
@@ -51,7 +52,8 @@ def run(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
         if key not in done:
             folder = base / str(len(done))
             config = parse_run_config(config_text(base, tiny_models["bert"], **sections), "test", None)
-            assert simulate(config, folder)["rounds"] == rounds
+            # One by one: who is trained together may change the last bits of a run without one of them.
+            assert simulate(config, folder, engine=EngineSettings(cohort=1))["rounds"] == rounds
             records = RunFolder(folder).records()
             sites = [record["sites"] for record in records if record["kind"] == "round"]
             done[key] = sites, load_file(next(folder.glob("checkpoint/*.safetensors"))), records[0]

@@ -101,13 +101,14 @@ def test_deadline_in_simulated_seconds_makes_slow_sites_late(
     make_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     config = make_config(simulation={"profiles": SLOW}, federation={"rounds": 2, "round_timeout_s": 3.0})
-    summary = simulate(config, tmp_path / "run")
+    alone = EngineSettings(cohort=1)
+    summary = simulate(config, tmp_path / "run", engine=alone)
     assert statuses(tmp_path / "run") == [{"site 0": "late", "site 1": "admitted", "site 2": "admitted"}] * 2
     assert [record["simulated_s"]["round"] for record in rounds_of(tmp_path / "run")] == [3.0, 3.0]
     assert summary["simulated_s"]["rounds"] == 6.0
     assert summary["simulated_s"]["sites"]["site 0"]["compute"] == 18.0
     absent = make_config(simulation={"windows": [{"site": "site 0", "from_round": 9}]}, federation={"rounds": 2})
-    simulate(absent, tmp_path / "absent")
+    simulate(absent, tmp_path / "absent", engine=alone)
     assert same(adapter_of(tmp_path / "run"), adapter_of(tmp_path / "absent"))
 
 
@@ -196,15 +197,15 @@ class Hesitant(VirtualGrid):
         return super().pull_messages(message_ids) if self.pulls % 3 else []
 
 
-def newest_first(settings: EngineSettings, config: RunConfig, nodes: int, device: str) -> NewestFirst:
-    return NewestFirst(site_handler(dump_run_config(config), nodes, device))
+def newest_first(settings: EngineSettings, config: RunConfig, nodes: int, device: str, node: Any) -> NewestFirst:
+    return NewestFirst(site_handler(dump_run_config(config), nodes, device, node))
 
 
 def test_order_of_computing_changes_nothing(
     make_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(simulation=EVERYTHING, federation={"rounds": 4}, seed=2)
-    first = simulate(config, tmp_path / "first")
+    first = simulate(config, tmp_path / "first", engine=EngineSettings(cohort=1))
     monkeypatch.setattr(simulations.run, "VirtualGrid", Hesitant)
     monkeypatch.setattr(simulations.run, "open_engine", newest_first)
     second = simulate(config, tmp_path / "second")
