@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from functools import lru_cache
 
 from client.ledger.site_ledger import round_asked
@@ -11,6 +12,7 @@ from client.release import failed_release, pack_release, unpack_release
 from client.site import Site
 from client.start_check import self_test
 from client.training.loop import train_locally
+from client.training.site_round import LocalResult
 from common.codecs.codec import decode, encode
 from common.config.run import RunConfig
 from common.errors import WireError
@@ -60,18 +62,31 @@ def answer_describe(header: bytes, site: Site, config: RunConfig, model: Adapted
     )
 
 
-def answer_train(
-    header: bytes, payload: bytes, site: Site, config: RunConfig, model: AdaptedModel
-) -> tuple[TrainReply, bytes]:
-    """Train a round and return the reply's header and the packed update.
+@dataclass(frozen=True, eq=False)
+class Assignment:
+    """What a site has been asked to train, checked.
 
-    A site with a ledger has the round charged before it trains and the answer committed before it is sent; a request
-    sent again gets the answer that was committed. Where training fails, that answer is a refusal.
+    Attributes:
+        request: the request's header.
+        site: who trains.
+        adapter: every adapter tensor by name, to start from: received ones and those that never travel.
+        names: those that are trained.
+        mechanism: the planned mechanism, None without DP.
+    """
+
+    request: TrainRequest
+    site: Site
+    adapter: Tensors
+    names: frozenset[str]
+    mechanism: Mechanism | None
+
+
+def prepare_train(header: bytes, payload: bytes, site: Site, config: RunConfig, model: AdaptedModel) -> Assignment:
+    """Check a request to train a round; nothing is charged or trained yet.
 
     Raises:
         WireError: for a request that is not for this run, this base model, or is malformed.
-        PrivacyError: if the mechanism must not run, or the ledger refuses; then nothing was trained.
-        RoundFailedError: if training failed, now or when the round was first asked for.
+        PrivacyError: if the mechanism must not run.
     """
     request = parse_header(header, TrainRequest)
     if isinstance(request, Refusal) or request.config_digest != config.digest():
@@ -90,42 +105,56 @@ def answer_train(
     mechanism = plan_mechanism(config, site.num_units(config.privacy.unit))
     if mechanism is not None:
         self_test(model, config)
+    return Assignment(request, site, {**start, **received}, names, mechanism)
+
+
+def answer_train(
+    header: bytes, payload: bytes, site: Site, config: RunConfig, model: AdaptedModel
+) -> tuple[TrainReply, bytes]:
+    """Train a round and return the reply's header and the packed update.
+
+    A site with a ledger has the round charged before it trains and the answer committed before it is sent; a request
+    sent again gets the answer that was committed. Where training fails, that answer is a refusal.
+
+    Raises:
+        WireError: for a request that is not for this run, this base model, or is malformed.
+        PrivacyError: if the mechanism must not run, or the ledger refuses; then nothing was trained.
+        RoundFailedError: if training failed, now or when the round was first asked for.
+    """
+    assigned = prepare_train(header, payload, site, config, model)
     if site.ledger is None:
-        return _train(request, received, site, config, model, mechanism)
-    asked = round_asked(request, payload)
-    release = site.ledger.reserve(asked, site.ledger.charge(mechanism))
+        return train_alone(assigned, config, model)
+    asked = round_asked(assigned.request, payload)
+    release = site.ledger.reserve(asked, site.ledger.charge(assigned.mechanism))
     if release is None:
         try:
-            trained = _train(request, received, site, config, model, mechanism)
-            release = site.ledger.commit(asked, pack_release(*trained))
+            release = site.ledger.commit(asked, pack_release(*train_alone(assigned, config, model)))
         except Exception as error:  # noqa: BLE001 - a round left open is trained again: with fresh noise, uncharged
             logger.error("%s failed and will not be trained again: %s", asked, log_line(error))
             release = site.ledger.commit(asked, failed_release())
-    return unpack_release(release, request.nonce)
+    return unpack_release(release, assigned.request.nonce)
 
 
-def _train(
-    request: TrainRequest,
-    received: Tensors,
-    site: Site,
-    config: RunConfig,
-    model: AdaptedModel,
-    mechanism: Mechanism | None,
-) -> tuple[TrainReply, bytes]:
-    """Train from the trained tensors ``received`` and return the reply's header and the packed update."""
-    start = _start(model, config.seed)
-    names = trained_names(config, start)
+def train_alone(assigned: Assignment, config: RunConfig, model: AdaptedModel) -> tuple[TrainReply, bytes]:
+    """Train one site and return the reply's header and the packed update."""
+    request = assigned.request
     result = train_locally(
-        model, site, config, {**start, **received}, names, request.round, mechanism, request.clip_norm
-    )
+        model, assigned.site, config, assigned.adapter, assigned.names, request.round, assigned.mechanism,
+        request.clip_norm,
+    )  # fmt: skip
+    return reply_train(assigned, result, config)
+
+
+def reply_train(assigned: Assignment, result: LocalResult, config: RunConfig) -> tuple[TrainReply, bytes]:
+    """Return the header and the packed update that tell what a site's round gave."""
     reply = TrainReply(
-        site=site.name,
-        round=request.round,
-        nonce=request.nonce,
-        base_fingerprint=model.base.fingerprint,
+        site=assigned.site.name,
+        round=assigned.request.round,
+        nonce=assigned.request.nonce,
+        base_fingerprint=assigned.request.base_fingerprint,
         steps=result.steps,
         train_loss=None if config.privacy.unit == "site" else result.train_loss,
-        mechanism=_report(mechanism),
+        mechanism=_report(assigned.mechanism),
         clip_norm=result.clip_norm,
     )
     return reply, encode(result.update, config.communication.codec)

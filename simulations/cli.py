@@ -49,16 +49,20 @@ def run(
         int | None, typer.Option(help="Processes or actors; default: one a GPU, else one a core, at most 8.")
     ] = None,
     address: Annotated[str | None, typer.Option(help="Of a running Ray cluster, for engine ray.")] = None,
+    cohort: Annotated[
+        str,
+        typer.Option(help="Sites trained in one pass: a number, 1 for one by one, or auto for the fastest."),
+    ] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the run folder alone.")] = False,
     debug: Debug = False,
 ) -> None:
     """Run a federation and leave adapter, metrics and summary in the run folder."""
     with one_line_errors(debug):
         set_up(debug, threads)
-        from simulations.engines.settings import EngineSettings
+        from simulations.engines.settings import EngineSettings, asked_cohort
         from simulations.run import new_run_folder, newest_run_folder
 
-        chosen = EngineSettings(engine, workers, threads, address)
+        chosen = EngineSettings(engine, workers, threads, address, asked_cohort(cohort))
         settings = load_run_config(config, overrides or ())
         runs = Path("runs")
         if out is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from server.events import Observer
 from server.federation import RunSettings, run_federation
 from simulations.cache import token_cache_folder
 from simulations.check import expect_sound
+from simulations.cohort.size import cohort_size
 from simulations.engines.app_handler import FIRST_NODE_ID
 from simulations.engines.catalog import open_engine
 from simulations.engines.settings import EngineSettings
@@ -42,13 +44,15 @@ def simulate(
         device: to compute on.
         observer: told what happens.
         watch: told what passes between coordinator and sites.
-        engine: what computes the sites' replies; by default this process. It cannot change results.
+        engine: what computes the sites' replies; by default this process. It cannot change results, save for their
+            last bits where sites are trained together.
 
     Raises:
         FedtuneError: for whatever keeps it from running.
     """
     data = load_federated_tokens(config.data, config.seed, model_folder(config.model), token_cache_folder())
     chosen = engine or EngineSettings()
+    chosen = replace(chosen, cohort=cohort_size(chosen.cohort, config, device))
     with closing(open_engine(chosen, config, len(data.sites), device)) as running:
         model = resident_model(config, device)
         expect_sound(config, data, model)

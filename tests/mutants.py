@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("common", "client", "server", "simulations", "tests", "configs", "pyproject.toml")
 
 STEP, LOOP, CLIPPING = "client/dp/step.py", "client/training/loop.py", "client/dp/clipping.py"
+SITE_ROUND = "client/training/site_round.py"
 STEP_TESTS, STATISTICS = "tests/client/test_dp_step.py", "tests/client/test_dp_statistics.py"
 NOISE_TEST = f"{STATISTICS}::test_noise_of_every_clipping_has_its_deviation_over_a_million_draws"
 SUM_TEST = f"{STEP_TESTS}::test_step_is_the_sum_of_clipped_one_by_one_gradients"
@@ -75,7 +76,7 @@ MUTANTS = (
     ),
     Mutant(
         "shuffling for Poisson",
-        LOOP,
+        SITE_ROUND,
         "        batches = poisson_batches(site.num_units(mechanism.unit), mechanism.sample_rate, steps, stream)",
         "        size = max(1, round(mechanism.expected_batch_size))\n"
         '        order = torch_generator(0, "order", round_number)\n'

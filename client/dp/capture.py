@@ -59,12 +59,12 @@ class _CapturingLinear(torch.autograd.Function):
         (grad,) = outputs
         (x,) = ctx.saved_tensors
         weight, bias = ctx.weight, ctx.bias
-        rows = _rows_of(x, ctx.rows)
+        rows = rows_of(x, ctx.rows)
         steps = _widened(grad.reshape(-1, grad.shape[-1]))
         if weight.requires_grad:
-            _leave(weight, _products(steps, x.reshape(-1, x.shape[-1]).to(steps.dtype), rows))
+            leave(weight, products(steps, x.reshape(-1, x.shape[-1]).to(steps.dtype), rows))
         if bias is not None and bias.requires_grad:
-            _leave(bias, torch.stack([own.sum(dim=0) for own in torch.split(steps, rows)]))
+            leave(bias, torch.stack([own.sum(dim=0) for own in torch.split(steps, rows)]))
         return (grad @ weight.to(grad.dtype)).to(x.dtype) if ctx.needs_input_grad[0] else None, None, None
 
 
@@ -90,11 +90,11 @@ class _CapturingEmbedding(torch.autograd.Function):
         grad_sample = sums.view(rows, entries, width)
         if ctx.padding_idx is not None:
             grad_sample[:, ctx.padding_idx] = 0.0
-        _leave(ctx.weight, grad_sample)
+        leave(ctx.weight, grad_sample)
         return None, None, None
 
 
-def _rows_of(x: Tensor, rows: Segments | None) -> list[int]:
+def rows_of(x: Tensor, rows: Segments | None) -> list[int]:
     """Return how many places of x [B, ..., n] or [1, N, n], its last dimension aside, belong to each example."""
     places = math.prod(x.shape[1:-1])
     if rows is None:
@@ -107,7 +107,7 @@ def _rows_of(x: Tensor, rows: Segments | None) -> list[int]:
     return list(rows)
 
 
-def _products(steps: Tensor, inputs: Tensor, rows: list[int]) -> Tensor:
+def products(steps: Tensor, inputs: Tensor, rows: list[int]) -> Tensor:
     """Each example's sum over its places: steps [N, m] and inputs [N, n] to [B, m, n].
 
     Unequal examples are multiplied one by one on a CPU, where that is cheap, and padded with zeros elsewhere.
@@ -125,7 +125,7 @@ def _widened(grad: Tensor) -> Tensor:
     return grad.to(torch.promote_types(grad.dtype, torch.float32))
 
 
-def _leave(parameter: nn.Parameter, grad_sample: Tensor) -> None:
+def leave(parameter: nn.Parameter, grad_sample: Tensor) -> None:
     """Put per-example gradients on a parameter, adding to those of an earlier use in the same pass."""
     earlier = getattr(parameter, "grad_sample", None)
     found = grad_sample.to(parameter.dtype)

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from opacus.grad_sample import GradSampleHooks
@@ -37,6 +37,10 @@ from common.privacy.planning import Mechanism
 from common.randomness import CryptoStream
 
 logger = logging.getLogger(__name__)
+
+Capture = Literal["layers", "hooks", "outside"]
+"""Who leaves per-example gradients on the parameters: the trained layers, or Opacus' hooks where layers cannot be
+captured; Opacus' hooks, the reference; whoever runs the model, for parameters that are not the model's own."""
 
 
 class _NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
@@ -86,7 +90,7 @@ class DpStep:
         mechanism: clip norm, noise multiplier, expected batch size, unit.
         noise: stream that the noise is drawn from.
         batch_first: whether activations are [B, ...].
-        capture: whether gradients are captured in the layers; False takes Opacus' hooks, the reference.
+        capture: how per-example gradients are found.
         clip: the clip norm, for adaptive clipping; the mechanism's own, unmoving, if not given.
         loss: what is released of the loss; withheld if not given.
 
@@ -102,7 +106,7 @@ class DpStep:
         mechanism: Mechanism,
         noise: CryptoStream,
         batch_first: bool,
-        capture: bool = True,
+        capture: Capture = "layers",
         clip: MovingClip | None = None,
         loss: ReleasedLoss | None = None,
     ) -> None:
@@ -113,7 +117,8 @@ class DpStep:
             )
         self._module = module
         self._parameters = dict(parameters)
-        self._layers = _captured(module, parameters) if capture else None
+        self._capture = capture
+        self._layers = _captured(module, parameters) if capture == "layers" else None
         self._open = ExitStack()
         self._persons = PersonSums() if mechanism.unit == "user" else None
         self._clip = MovingClip(mechanism, quantile=0.5, lr=0.0) if clip is None else clip
@@ -131,6 +136,8 @@ class DpStep:
         )
 
     def __enter__(self) -> DpStep:
+        if self._capture == "outside":
+            return self
         if self._layers is not None:
             self._open.enter_context(captured_gradients(self._layers))
             return self
@@ -165,6 +172,14 @@ class DpStep:
             PrivacyError: if a trained parameter has no gradient for each of the b rows.
         """
         losses.sum().backward()  # type: ignore[no-untyped-call]
+        self.collect(losses, persons)
+
+    def share(self, rows: int) -> float:
+        """Return 1: each example's gradient is that of its own loss."""
+        return 1.0
+
+    def collect(self, losses: Tensor, persons: Sequence[int] | None = None) -> None:
+        """Add the clipped gradients that a backward pass of the summed ``losses`` [b] has left; see ``micro_batch``."""
         for name, parameter in self._parameters.items():
             found = getattr(parameter, "grad_sample", None)
             if not isinstance(found, Tensor) or len(found) != len(losses):

@@ -38,7 +38,7 @@ class RowFeatures:
 
 def row_features(model: AdaptedModel, site: Site, config: RunConfig) -> RowFeatures | None:
     """Return the features of a site's rows, or None where the model has to be run for every step."""
-    if config.adapter.kind != "head_only" or len(model.base.family.heads) != 1:
+    if not may_have_features(model, config):
         return None
     known = _KNOWN.get(site)
     if known is None or known[0] is not model:
@@ -63,6 +63,11 @@ def site_states(model: AdaptedModel, site: Site, config: RunConfig) -> FrozenSta
         found = frozen_states(model, site.rows, limit, head_only=head_only, room_bytes=room)
         known = _STATES[site] = (model, found)
     return known[1]
+
+
+def may_have_features(model: AdaptedModel, config: RunConfig) -> bool:
+    """Whether nothing but a head of one layer is trained, so that rows may have features."""
+    return config.adapter.kind == "head_only" and len(model.base.family.heads) == 1
 
 
 _STATES: WeakKeyDictionary[Site, tuple[AdaptedModel, FrozenStates | None]] = WeakKeyDictionary()

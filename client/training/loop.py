@@ -2,76 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from client.dp.clipping import MovingClip, ReleasedLoss
-from client.dp.sampling import poisson_batches, shuffled_batches
-from client.dp.step import DpStep
 from client.site import Site
 from client.training.features import row_features, site_states
-from client.training.optimizers import lr_factor, make_optimizer, set_lr
+from client.training.site_round import LocalResult, SiteRound
+from client.training.steps import GradientStep
 from common.config.run import RunConfig
 from common.data.batches import Collator, micro_batch_limit, micro_batches
-from common.errors import RunError
 from common.models.adapter import AdaptedModel
-from common.privacy.planning import Mechanism, plain_steps
-from common.randomness import stream_seed, torch_generator
+from common.privacy.planning import Mechanism
+from common.randomness import stream_seed
 from common.tasks.catalog import TASKS
-from common.tensors import Tensors, subtract
-
-
-@dataclass(frozen=True)
-class LocalResult:
-    """What a round of local training gave.
-
-    Attributes:
-        update: local minus received adapter, for the trained names; float32 on the CPU.
-        steps: steps taken.
-        train_loss: mean loss over the rows seen, in nats; under differential privacy None, or noisy and charged.
-        clip_norm: where adaptive clipping ended; None without it.
-    """
-
-    update: Tensors
-    steps: int
-    train_loss: float | None
-    clip_norm: float | None = None
-
-
-class GradientStep(Protocol):
-    """How the losses of a step's micro-batches become a step of the optimizer."""
-
-    def micro_batch(self, losses: Tensor, rows: int, persons: Sequence[int] | None = None) -> None:
-        """Take the losses [b] of a micro-batch out of a step of ``rows`` rows."""
-
-    def apply(self, rows: int) -> None:
-        """Finish a step of ``rows`` rows."""
-
-
-@dataclass(frozen=True)
-class PlainStep:
-    """The mean gradient over the rows of a step, its norm clipped where the config says so."""
-
-    parameters: list[nn.Parameter]
-    optimizer: torch.optim.Optimizer
-    max_grad_norm: float | None
-
-    def micro_batch(self, losses: Tensor, rows: int, persons: Sequence[int] | None = None) -> None:
-        """Add the gradient of the losses' share of the mean."""
-        (losses.sum() / rows).backward()  # type: ignore[no-untyped-call]
-
-    def apply(self, rows: int) -> None:
-        """Step on the accumulated gradient."""
-        if self.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
 
 
 def train_locally(
@@ -100,93 +46,22 @@ def train_locally(
         clip_norm: where adaptive clipping starts; the mechanism's own if not given.
     """
     model.load(adapter)
-    parameters = model.train_only(names)
-    optimizer = make_optimizer(config.training, parameters)
-    steps = _steps(site, config, mechanism)
-    clip, released = _side_answers(config, mechanism, clip_norm)
-    loss_sum, rows_seen = 0.0, 0
-    step = _gradient_step(model, parameters, optimizer, site, config, round_number, mechanism, clip, released)
-    with _seeded(model.device, _dropout_seed(site, config, round_number, mechanism)), step as running:
+    own = SiteRound(model, model.train_only(names), site, config, round_number, mechanism, clip_norm)
+    with _seeded(model.device, _dropout_seed(site, config, round_number, mechanism)), own as step:
         model.module.train()
-        for done, batch in enumerate(local_batches(site, config, round_number, steps, mechanism)):
-            progress = (round_number - 1 + (done + 0.5) / steps) / config.federation.rounds
-            set_lr(optimizer, lr_factor(config.training, progress))
-            loss_sum += _run_batch(model, site, config, batch, running)
-            rows_seen += len(batch)
-    trained = {name: parameter.detach().cpu().clone() for name, parameter in parameters.items()}
-    update = subtract(trained, adapter)
-    if clip is not None and released is not None:
-        return LocalResult(update, steps, released.value(), clip.value if clip.adaptive else None)
-    mean = loss_sum / max(1, rows_seen)
-    if not math.isfinite(mean):
-        raise RunError(f"training diverged: the loss of a round is {mean}; expected a number. Lower training.lr.")
-    return LocalResult(update, steps, mean)
+        for batch in own.batches():
+            _run_batch(model, own, config, batch, step)
+    return own.result(adapter)
 
 
-def _side_answers(
-    config: RunConfig, mechanism: Mechanism | None, clip_norm: float | None
-) -> tuple[MovingClip | None, ReleasedLoss | None]:
-    if mechanism is None:
-        return None, None
-    privacy = config.privacy
-    clip = MovingClip(mechanism, privacy.clip_quantile, privacy.clip_lr, clip_norm)
-    return clip, ReleasedLoss(mechanism, privacy.loss_bound)
-
-
-def _steps(site: Site, config: RunConfig, mechanism: Mechanism | None) -> int:
-    if mechanism is not None:
-        return mechanism.steps_per_round
-    return plain_steps(config, len(site.rows))
-
-
-def local_batches(
-    site: Site, config: RunConfig, round_number: int, steps: int, mechanism: Mechanism | None
-) -> Iterator[list[int]]:
-    """Yield the rows of each of a round's steps, as the site draws them.
-
-    Args:
-        site: rows and randomness.
-        config: the run config.
-        round_number: from 1.
-        steps: batches to yield.
-        mechanism: the planned mechanism, None without DP.
-    """
-    if mechanism is not None:
-        stream = site.randomness.stream("sampling", round_number)
-        batches = poisson_batches(site.num_units(mechanism.unit), mechanism.sample_rate, steps, stream)
-        return batches if mechanism.unit != "user" else map(site.rows_of_persons, batches)
-    order = torch_generator(config.seed, "order", round_number, site.name)
-    return shuffled_batches(len(site.rows), config.training.batch_size, steps, order)
-
-
-def _gradient_step(
-    model: AdaptedModel,
-    parameters: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    site: Site,
-    config: RunConfig,
-    round_number: int,
-    mechanism: Mechanism | None,
-    clip: MovingClip | None,
-    released: ReleasedLoss | None,
-) -> AbstractContextManager[GradientStep]:
-    if mechanism is None:
-        return nullcontext(PlainStep(list(parameters.values()), optimizer, config.training.max_grad_norm))
-    noise = site.randomness.stream("noise", round_number)
-    batch_first = model.base.family.batch_first
-    return DpStep(model.module, parameters, optimizer, mechanism, noise, batch_first, clip=clip, loss=released)
-
-
-def _run_batch(model: AdaptedModel, site: Site, config: RunConfig, batch: list[int], step: GradientStep) -> float:
-    """Compute one step in micro-batches and return the summed loss of its rows."""
-    task = TASKS[config.data.task]
+def _run_batch(model: AdaptedModel, own: SiteRound, config: RunConfig, batch: list[int], step: GradientStep) -> None:
+    """Compute one step in micro-batches."""
+    site, task = own.site, TASKS[config.data.task]
     collate = Collator(model.base.tokenizer.pad_token_id, model.base.family.padding_side)
     limit = micro_batch_limit(config.training.micro_batch_size, model.device, packed=model.packs)
-    total = 0.0
     features = row_features(model, site, config)
     states = site_states(model, site, config) if features is None else None
-    persons = site.persons if config.privacy.unit == "user" else None
-    for indices in micro_batches(site.lengths, batch, limit, persons):
+    for indices in micro_batches(site.lengths, batch, limit, own.persons):
         rows = collate([site.rows[index] for index in indices]).to(model.device)
         if features is not None:
             logits = features.logits(indices)
@@ -194,10 +69,9 @@ def _run_batch(model: AdaptedModel, site: Site, config: RunConfig, batch: list[i
             start = None if states is None else states.start(indices)
             logits = model.logits(rows.input_ids, rows.attention_mask, start)
         losses = task.loss_per_sequence(logits, rows)
-        step.micro_batch(losses, len(batch), None if persons is None else [persons[index] for index in indices])
-        total += float(losses.detach().sum())
+        step.micro_batch(losses, len(batch), own.persons_of(indices))
+        own.observe(losses)
     step.apply(len(batch))
-    return total
 
 
 def _dropout_seed(site: Site, config: RunConfig, round_number: int, mechanism: Mechanism | None) -> int:

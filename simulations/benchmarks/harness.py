@@ -28,6 +28,7 @@ from common.randomness import torch_generator
 from common.tasks.catalog import TASKS
 from common.tensors import Tensors, l2_norm, subtract
 from simulations.benchmarks.measure import Measurement, in_pairs
+from simulations.engines.settings import EngineSettings
 from simulations.run import simulate
 
 
@@ -100,12 +101,12 @@ def _train_epoch(
         optimizer.zero_grad(set_to_none=True)
 
 
-def run_fedtune(config: RunConfig) -> Tensors:
+def run_fedtune(config: RunConfig, engine: EngineSettings | None = None) -> Tensors:
     """Do the same as a federation and return the adapter it exports."""
     from safetensors.torch import load_file
 
     load_federated_tokens.cache_clear()
     resident.clear()
     with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, {"FEDTUNE_CACHE": folder}):
-        simulate(config, Path(folder) / "run")
+        simulate(config, Path(folder) / "run", engine=engine)
         return load_file(Path(folder) / "run" / "adapter" / "adapter_model.safetensors")

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 
 from client.dp.clipping import MovingClip
-from client.dp.step import DpStep
-from client.training.loop import GradientStep, PlainStep
+from client.dp.step import Capture, DpStep
 from client.training.optimizers import make_optimizer
+from client.training.steps import GradientStep, PlainStep
 from common.config.load import dump_run_config, parse_run_config
 from common.config.run import RunConfig
 from common.data.batches import Batch, Collator, TokenRow
@@ -61,12 +61,12 @@ class StepWork:
 
     def captured(self) -> None:
         """DP steps as the trainer does them."""
-        with self._dp_step(capture=True) as step:
+        with self._dp_step("layers") as step:
             self.run(step)
 
     def hooks(self) -> None:
         """DP steps with Opacus' hooks."""
-        with self._dp_step(capture=False) as step:
+        with self._dp_step("hooks") as step:
             self.run(step)
 
     def ghost(self) -> None:
@@ -103,10 +103,10 @@ class StepWork:
         self._model.train_only(frozenset(self._parameters))  # whoever had the resident model may have frozen it
         return make_optimizer(self._config.training, self._parameters)
 
-    def _dp_step(self, *, capture: bool) -> DpStep:
+    def _dp_step(self, capture: Capture) -> DpStep:
         family, privacy = self._model.base.family, self._config.privacy
         clip = MovingClip(self._mechanism, privacy.clip_quantile, privacy.clip_lr)
         return DpStep(
             self._model.module, self._parameters, self._optimizer(), self._mechanism, self._noise,
-            family.batch_first, capture=capture, clip=clip,
+            family.batch_first, capture, clip=clip,
         )  # fmt: skip

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from common.config.load import dump_run_config
 from common.config.run import RunConfig
 from common.errors import ConfigError
+from simulations.cohort.size import cohort_size
 from simulations.engines.engine import Engine
 from simulations.engines.inprocess import InProcessEngine
 from simulations.engines.processes import ProcessEngine
@@ -33,15 +35,16 @@ def open_engine(settings: EngineSettings, config: RunConfig, nodes: int, device:
         make = ENGINES[settings.name]
     except KeyError:
         raise ConfigError(f"--engine is {settings.name!r}; expected one of {', '.join(ENGINES)}.") from None
-    return make(settings, dump_run_config(config), nodes, device)
+    sized = replace(settings, cohort=cohort_size(settings.cohort, config, device))
+    return make(sized, dump_run_config(config), nodes, device)
 
 
 def _in_process(settings: EngineSettings, config_yaml: str, nodes: int, device: str) -> Engine:
-    return InProcessEngine(site_handler(config_yaml, nodes, device))
+    return InProcessEngine(site_handler(config_yaml, nodes, device, settings.cohort or 1))
 
 
 def _processes(settings: EngineSettings, config_yaml: str, nodes: int, device: str) -> Engine:
-    return ProcessEngine(settings.size, _worker_settings(settings, config_yaml, nodes, device))
+    return ProcessEngine(settings.size, _worker_settings(settings, config_yaml, nodes, device), settings.cohort or 1)
 
 
 def _ray(settings: EngineSettings, config_yaml: str, nodes: int, device: str) -> Engine:
@@ -50,7 +53,7 @@ def _ray(settings: EngineSettings, config_yaml: str, nodes: int, device: str) ->
     each = _worker_settings(settings, config_yaml, nodes, device)
     # Ray shows every actor its own GPU alone, so that each finds it as the first.
     own = (lambda _: each(0)) if device == "auto" else each
-    return RayEngine(settings.size, own, settings.threads_each, settings.address)
+    return RayEngine(settings.size, own, settings.threads_each, settings.address, settings.cohort or 1)
 
 
 def _worker_settings(
@@ -59,7 +62,9 @@ def _worker_settings(
     level = logging.getLogger().getEffectiveLevel()
 
     def of(number: int) -> WorkerSettings:
-        return WorkerSettings(config_yaml, nodes, device_of(device, number), settings.threads_each, level)
+        return WorkerSettings(
+            config_yaml, nodes, device_of(device, number), settings.threads_each, level, settings.cohort or 1
+        )
 
     return of
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from simulations.engines.engine import Answer, Handler, Request
+from simulations.engines.sharing import Batch, batches_of
 
 
 class InProcessEngine:
@@ -18,19 +19,18 @@ class InProcessEngine:
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
-        self._queue: deque[Request] = deque()
+        self._queue: deque[Batch] = deque()
         self._running: Iterator[Answer] = iter(())
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests."""
-        self._queue.extend(requests)
+        self._queue.extend(batches_of(requests, self._handler.most))
 
     def collect(self) -> list[Answer]:
         """Return the next answer, computing it now."""
         found = list(islice(self._running, 1))
         while not found and self._queue:
-            batch = [self._queue.popleft() for _ in range(min(self._handler.most, len(self._queue)))]
-            self._running = iter(self._handler.handle(batch))
+            self._running = iter(self._handler.handle(self._queue.popleft()))
             found = list(islice(self._running, 1))
         return found
 

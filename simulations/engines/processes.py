@@ -29,11 +29,12 @@ class ProcessEngine:
     Args:
         workers: how many.
         settings: of each worker, by its number from 0.
+        most: most requests of a batch.
     """
 
-    def __init__(self, workers: int, settings: Callable[[int], WorkerSettings]) -> None:
+    def __init__(self, workers: int, settings: Callable[[int], WorkerSettings], most: int = 1) -> None:
         self._settings = settings
-        self._sharing = Sharing(workers)
+        self._sharing = Sharing(workers, most)
         self._failed: list[Answer] = []
         self._workers: list[WorkerProcess] = []
         self._selector = selectors.DefaultSelector()
@@ -50,7 +51,7 @@ class ProcessEngine:
         return [worker.pid for worker in self._workers]
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Queue requests, each for the worker of its site."""
+        """Queue requests, each batch for the worker of its first site."""
         self._sharing.add(requests)
 
     def collect(self) -> list[Answer]:
@@ -96,7 +97,7 @@ class ProcessEngine:
         for depth in range(1, IN_FLIGHT + 1):
             for number, worker in enumerate(self._workers):
                 while worker.most and len(worker.batches) < depth:
-                    batch = self._sharing.batch(number, worker.most)
+                    batch = self._sharing.batch(number)
                     if not batch or not worker.give(batch):
                         break
 
@@ -118,5 +119,5 @@ class ProcessEngine:
         logger.warning("%s; it is replaced", reason)
         self._failed += [Answer(ticket, failure=reason) for batch in lost for ticket in batch]
         number = worker.number - 1
-        self._sharing.put_back(number, [request for batch in waiting for request in batch.values()])
+        self._sharing.put_back(number, [list(batch.values()) for batch in waiting])
         self._workers[number] = self._start(number)

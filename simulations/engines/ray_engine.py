@@ -48,10 +48,11 @@ class RayEngine:
     """
 
     def __init__(
-        self, workers: int, settings: Callable[[int], WorkerSettings], threads: int, address: str | None = None
-    ) -> None:
+        self, workers: int, settings: Callable[[int], WorkerSettings], threads: int, address: str | None = None,
+        most: int = 1,
+    ) -> None:  # fmt: skip
         self._settings = settings
-        self._sharing = Sharing(workers)
+        self._sharing = Sharing(workers, most)
         self._failed: list[Answer] = []
         self._actors: list[_Actor] = []
         self._open = True
@@ -70,7 +71,7 @@ class RayEngine:
         return found
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Queue requests, each for the actor of its site."""
+        """Queue requests, each batch for the actor of its first site."""
         self._sharing.add(requests)
 
     def collect(self) -> list[Answer]:
@@ -112,7 +113,7 @@ class RayEngine:
         for depth in range(1, IN_FLIGHT + 1):
             for number, actor in enumerate(self._actors):
                 while actor.most and len(actor.batches) < depth:
-                    batch = self._sharing.batch(number, actor.most)
+                    batch = self._sharing.batch(number)
                     if not batch:
                         break
                     reference = actor.handle.handle.remote([Frame.of(request).pack() for request in batch])
@@ -147,5 +148,5 @@ class RayEngine:
         reason = f"Ray actor {number + 1} ended ({how})"
         logger.warning("%s; it is replaced", reason)
         self._failed += [Answer(request.ticket, failure=reason) for batch in lost for request in batch]
-        self._sharing.put_back(number, [request for batch in waiting for request in batch])
+        self._sharing.put_back(number, waiting)
         self._actors[number] = self._start(number)

@@ -1,4 +1,7 @@
-"""Settings of an engine: where and with how much of the machine a run computes. They cannot change its results."""
+"""Settings of an engine: where and with how much of the machine a run computes.
+
+They cannot change its results; ``cohort`` changes their last bits, as matrix products of other sizes round otherwise.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,15 @@ class EngineSettings:
         workers: processes or actors; None for one a GPU where there are several, else one a core, at most 8.
         threads: CPU threads of each worker; None for the cores shared out.
         address: of an existing Ray cluster; None for one on this machine that ends with the run.
+        cohort: most virtual sites that are trained in one pass; None for what is fastest, see
+            :func:`simulations.cohort.size.cohort_size`.
     """
 
     name: str = ONE_PROCESS
     workers: int | None = None
     threads: int | None = None
     address: str | None = None
+    cohort: int | None = None
 
     def __post_init__(self) -> None:
         if self.name == ONE_PROCESS and self.workers not in (None, 1):
@@ -34,7 +40,7 @@ class EngineSettings:
             )
         if self.address is not None and self.name != "ray":
             raise ConfigError(f"--address is given with engine {self.name!r}; expected engine 'ray'. Set --engine ray.")
-        for flag, value in (("--workers", self.workers), ("--threads", self.threads)):
+        for flag, value in (("--workers", self.workers), ("--threads", self.threads), ("--cohort", self.cohort)):
             if value is not None and value < 1:
                 raise ConfigError(f"{flag} is {value}; expected at least 1.")
 
@@ -52,7 +58,8 @@ class EngineSettings:
 
     def label(self) -> str:
         """Return what the summary calls the engine."""
-        return self.name if self.name == ONE_PROCESS else f"{self.name}, {self.size} workers"
+        name = self.name if self.name == ONE_PROCESS else f"{self.name}, {self.size} workers"
+        return f"{name}, cohorts of {self.cohort}" if self.cohort is not None and self.cohort > 1 else name
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,7 @@ class WorkerSettings:
         device: to compute on.
         threads: CPU threads.
         log_level: of Python's logging.
+        cohort: most virtual sites that are trained in one pass.
     """
 
     config_yaml: str
@@ -72,6 +80,7 @@ class WorkerSettings:
     device: str
     threads: int
     log_level: int
+    cohort: int = 1
 
     def pack(self) -> bytes:
         """Return it as JSON."""
@@ -81,6 +90,15 @@ class WorkerSettings:
     def unpack(cls, data: bytes) -> WorkerSettings:
         """Read what :meth:`pack` wrote."""
         return cls(**json.loads(data))
+
+
+def asked_cohort(text: str) -> int | None:
+    """Read ``--cohort``: a number, or None for "auto"."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"--cohort is {text!r}; expected a number of sites from 1, or auto.")
+    return int(text)
 
 
 def device_of(device: str, worker: int) -> str:

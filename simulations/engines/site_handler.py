@@ -1,4 +1,4 @@
-"""The handler that a worker calls: fedtune's ClientApp on the base model that the worker loads once."""
+"""The handler that a worker calls: fedtune's ClientApp, or several sites at once, on the one base model it loads."""
 
 from __future__ import annotations
 
@@ -9,18 +9,27 @@ import torch
 import client.app
 from common.quiet import quiet_dependencies
 from common.run_source import CONFIG_YAML, run_config_of
+from simulations.cohort.handler import CohortHandler
 from simulations.engines.app_handler import AppHandler
 from simulations.engines.engine import Handler
 from simulations.engines.settings import WorkerSettings
 
 
-def site_handler(config_yaml: str, nodes: int, device: str) -> Handler:
+def site_handler(config_yaml: str, nodes: int, device: str, cohort: int) -> Handler:
     """Return the handler of a run's virtual sites.
 
-    Every engine makes its handler here, in the process that computes: a handler that trains several sites at once
-    takes this one's place and works behind all engines.
+    Every engine makes its handler here, in the process that computes.
+
+    Args:
+        config_yaml: the run config.
+        nodes: number of virtual sites.
+        device: to compute on.
+        cohort: most sites that are trained in one pass.
     """
-    return AppHandler(client.app.app, nodes, {CONFIG_YAML: config_yaml}, device)
+    alone = AppHandler(client.app.app, nodes, {CONFIG_YAML: config_yaml}, device)
+    if cohort == 1:
+        return alone
+    return CohortHandler(alone, run_config_of({CONFIG_YAML: config_yaml}), nodes, device, cohort)
 
 
 def worker_handler(settings: WorkerSettings) -> Handler:
@@ -35,4 +44,4 @@ def worker_handler(settings: WorkerSettings) -> Handler:
     logging.basicConfig(level=settings.log_level, format="%(message)s")
     torch.set_num_threads(settings.threads)
     resident_model(run_config_of({CONFIG_YAML: settings.config_yaml}), settings.device)
-    return site_handler(settings.config_yaml, settings.nodes, settings.device)
+    return site_handler(settings.config_yaml, settings.nodes, settings.device, settings.cohort)

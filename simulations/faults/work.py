@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from client.site import virtual_site
-from client.training.loop import local_batches
+from client.training.site_round import local_batches
 from common.config.run import RunConfig
 from common.models.adapter import AdaptedModel
 from common.privacy.planning import plan_mechanism

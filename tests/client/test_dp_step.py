@@ -73,7 +73,9 @@ def gradient_by_step(
     optimizer = torch.optim.SGD(parameters.values(), lr=1.0)
     model.module.train()
     noise = CryptoStream(bytes(32))
-    with DpStep(model.module, parameters, optimizer, rule, noise, batch_first=True, capture=capture) as step:
+    with DpStep(
+        model.module, parameters, optimizer, rule, noise, batch_first=True, capture="layers" if capture else "hooks"
+    ) as step:
         for batch in batches:
             step.micro_batch(losses(model, config, batch), 0)
         step.apply(0)

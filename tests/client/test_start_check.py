@@ -63,7 +63,7 @@ Optimizer = client.dp.step._NoisyOptimizer
 
 
 def plant(patch: pytest.MonkeyPatch, fault: str) -> None:
-    clip, noise, leave = Optimizer.clip_and_accumulate, Optimizer.add_noise, client.dp.capture._leave
+    clip, noise, leave = Optimizer.clip_and_accumulate, Optimizer.add_noise, client.dp.capture.leave
     decode = client.start_check.decode
 
     def no_clip(self: Optimizer) -> None:
@@ -101,8 +101,8 @@ def plant(patch: pytest.MonkeyPatch, fault: str) -> None:
     target: dict[str, tuple[Any, str, Any]] = {
         "no clipping": (Optimizer, "clip_and_accumulate", no_clip),
         "twice the clip": (Optimizer, "clip_and_accumulate", double_clip),
-        "records mixed": (client.dp.capture, "_leave", mixed),
-        "gradient lost": (client.dp.capture, "_leave", lost),
+        "records mixed": (client.dp.capture, "leave", mixed),
+        "gradient lost": (client.dp.capture, "leave", lost),
         "nothing moves": (Optimizer, "add_noise", no_noise),
         "half noise": (Optimizer, "add_noise", half_noise),
         "corrupt packing": (client.start_check, "decode", corrupt),

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from client.site import Site, virtual_site
-from client.training.loop import LocalResult, train_locally
+from client.training.loop import train_locally
 from client.training.optimizers import lr_factor
+from client.training.site_round import LocalResult
 from common.config.run import RunConfig
 from common.config.training import TrainingConfig
 from common.data.batches import Collator

@@ -200,18 +200,19 @@ def request(ticket: int, node: int = 0) -> Request:
 def test_sharing_keeps_sites_together_and_lets_an_idle_worker_take_from_others() -> None:
     sharing = Sharing(2)
     sharing.add([request(1, 0), request(2, 2), request(3, 4), request(4, 1)])
-    assert [known.ticket for known in sharing.batch(1, 1)] == [4]
-    assert [known.ticket for known in sharing.batch(1, 1)] == [1]
-    sharing.put_back(0, [request(8), request(9)])
-    assert [known.ticket for _ in range(4) for known in sharing.batch(0, 1)] == [8, 9, 2, 3]
-    assert sharing.batch(0, 1) == []
+    assert [known.ticket for known in sharing.batch(1)] == [4]
+    assert [known.ticket for known in sharing.batch(1)] == [1]
+    sharing.put_back(0, [[request(8)], [request(9)]])
+    assert [known.ticket for _ in range(4) for known in sharing.batch(0)] == [8, 9, 2, 3]
+    assert sharing.batch(0) == []
 
 
-def test_batch_is_no_more_than_a_workers_share() -> None:
-    sharing = Sharing(2)
-    sharing.add(request(ticket, ticket) for ticket in range(6))
-    assert len(sharing.batch(0, 8)) == 3
-    assert len(sharing.batch(1, 8)) == 1
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_batches_are_the_same_for_any_number_of_workers(workers: int) -> None:
+    sharing = Sharing(workers, most=4)
+    sharing.add([request(ticket, ticket) for ticket in range(9)])
+    found = [[known.ticket for known in sharing.batch(number % workers)] for number in range(4)]
+    assert sorted(batch for batch in found if batch) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
 
 
 @pytest.mark.parametrize("payload", [b"", b"x" * 1000])

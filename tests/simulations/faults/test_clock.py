@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import client.training.loop
-from client.site import Site
+from client.training.site_round import SiteRound
 from common.config.run import RunConfig
 from common.config.simulation import ProfileConfig
 from common.models.adapter import initial_adapter
@@ -79,10 +79,10 @@ def test_tokens_are_those_that_the_site_trained_on(
     trained_on = 0
     real = client.training.loop._run_batch
 
-    def counting(model: Any, site: Site, config: Any, batch: list[int], step: Any) -> float:
+    def counting(model: Any, own: SiteRound, config: Any, batch: list[int], step: Any) -> None:
         nonlocal trained_on
-        trained_on += sum(len(site.rows[index]) for index in batch)
-        return real(model, site, config, batch, step)
+        trained_on += sum(len(own.site.rows[index]) for index in batch)
+        real(model, own, config, batch, step)
 
     monkeypatch.setattr(client.training.loop, "_run_batch", counting)
     site = client.site.virtual_site(config, {"partition-id": 1, "num-partitions": 3}, model)
