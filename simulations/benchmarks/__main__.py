@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from common.quiet import quiet_dependencies
 
 quiet_dependencies()
 
 from common.errors import FedtuneError  # noqa: E402
-from simulations.benchmarks.lines import Line, as_json, markdown_table, terminal_table  # noqa: E402
+from simulations.benchmarks.lines import Line, as_json, markdown_table, terminal_table, wide_console  # noqa: E402
 from simulations.benchmarks.page import write_between  # noqa: E402
 from simulations.benchmarks.parts import PARTS  # noqa: E402
 from simulations.benchmarks.works import QUICK, ROOT, Extent  # noqa: E402
@@ -43,7 +42,7 @@ def main(
     os.environ["OMP_NUM_THREADS"] = "1"  # of worker processes
     given = {"rows": rows, "rounds": rounds, "pairs": pairs, "workers": workers}
     extent = replace(QUICK if quick else Extent(), **{key: value for key, value in given.items() if value is not None})
-    console = Console()
+    console = wide_console()
     lines: list[Line] = []
     try:
         for part in only or PARTS:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 
+from rich.console import Console
 from rich.table import Table
 
 from simulations.benchmarks.measure import Measurement, Seconds
@@ -91,6 +92,11 @@ def of_measurements(part: str, wall: Measurement, cpu: Measurement, target: str 
     """Return the line of the two measurements that :func:`simulations.benchmarks.measure.in_pairs` gives."""
     name = wall.name.removesuffix(", wall")
     return Line(part, name, wall.ours, wall.baseline, wall.ratio, cpu.ratio, wall.unit, target, pairs=wall.runs)
+
+
+def wide_console() -> Console:
+    """Return a console on which the table's cells are not broken, however narrow the terminal."""
+    return Console(width=max(Console().width, 160))
 
 
 def terminal_table(lines: Sequence[Line], title: str) -> Table:
