@@ -56,13 +56,8 @@ def save_llama(shape: Shape, folder: Path, device: str) -> Path:
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 2)])
     make: Any = transformers.PreTrainedTokenizerFast
-    make(
-        tokenizer_object=inner,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        bos_token="<s>",
-        eos_token="</s>",  # noqa: S106
-    ).save_pretrained(folder)
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "<s>", "eos_token": "</s>"}
+    make(tokenizer_object=inner, **names).save_pretrained(folder)
     config = transformers.LlamaConfig(
         vocab_size=len(words), hidden_size=shape.width, intermediate_size=shape.inner, num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads, num_key_value_heads=shape.key_heads, max_position_embeddings=shape.tokens,

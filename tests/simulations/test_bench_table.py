@@ -39,9 +39,8 @@ def invoke(command: Callable[..., None], *arguments: str) -> tuple[int, str]:
 def test_operations_of_a_tiny_bert_are_those_counted_by_hand(
     make_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
-    config = with_overrides(
-        make_config(), [f"model.source={save_tiny_model('bert', tmp_path / 'bert')}", "adapter={rank: 2, alpha: 4}"]
-    )
+    folder = save_tiny_model("bert", tmp_path / "bert")
+    config = with_overrides(make_config(), [f"model.source={folder}", "adapter={rank: 2, alpha: 4}"])
     arithmetic = arithmetic_of(resident_model(config))
     lengths, width, inner = [7, 4, 6], 16, 32
     tokens, rows, squares = 17, 3, 49 + 16 + 36
