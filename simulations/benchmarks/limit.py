@@ -108,7 +108,7 @@ def arithmetic_of(model: AdaptedModel) -> Arithmetic:
     if blocks is None or not model.packs:
         raise ModelError("the model computes on padded rows; expected one that packs them. Choose another base model.")
     model.train_only(frozenset(model.parameters))
-    (layers,) = (list(m) for name, m in model.module.named_modules() if f".{name}".endswith(f".{blocks.path}"))  # type: ignore[call-overload]
+    (layers,) = (list(m) for name, m in model.module.named_modules() if f".{name}".endswith(f".{blocks.path}"))
     seen: list[tuple[nn.Linear, int, bool]] = []
 
     def note(layer: Any, arguments: tuple[Tensor, ...], output: Tensor) -> None:
