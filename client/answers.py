@@ -15,9 +15,10 @@ from client.training.loop import train_locally
 from client.training.site_round import LocalResult
 from common.codecs.codec import decode, encode
 from common.config.run import RunConfig
-from common.errors import WireError
-from common.methods import trained_names
-from common.models.adapter import AdaptedModel, initial_adapter
+from common.errors import ConfigError, WireError
+from common.factors import fixed_manifest, with_rank
+from common.methods import expect_rank, method_of, personal_names, received_names, sent_names, trained_names
+from common.models.adapter import AdaptedModel, fresh_factors, initial_adapter
 from common.privacy.planning import Mechanism, plan_mechanism
 from common.tensors import Tensors, fingerprint, is_finite, manifest_of
 from common.wire import (
@@ -52,6 +53,7 @@ def answer_describe(header: bytes, site: Site, config: RunConfig, model: Adapted
         site.ledger.ledger.expect_ready()
     if mechanism is not None:
         self_test(model, config)
+    expect_rank(config, site.max_rank, site.name)
     return SiteDescription(
         site=site.name,
         base_fingerprint=model.base.fingerprint,
@@ -59,6 +61,7 @@ def answer_describe(header: bytes, site: Site, config: RunConfig, model: Adapted
         num_examples=len(site.rows) if config.privacy.unit == "none" else None,
         mechanism=_report(mechanism),
         seeded=site.randomness.repeatable,
+        max_rank=site.max_rank,
     )
 
 
@@ -95,17 +98,13 @@ def prepare_train(header: bytes, payload: bytes, site: Site, config: RunConfig, 
         raise WireError("the request is for another base model; expected the one this site holds.")
     if request.round > config.federation.rounds:
         raise WireError(f"round {request.round} is beyond the run; expected at most {config.federation.rounds}.")
-    start = _start(model, config.seed)
-    names = trained_names(config, start)
-    manifest = manifest_of({name: start[name] for name in names})
-    received = decode(payload, manifest, config.communication.codec)
-    largest = max(float(value.abs().max()) for value in received.values())
-    if not is_finite(received) or largest > LARGEST_WEIGHT:
-        raise WireError(f"the adapter holds values beyond {LARGEST_WEIGHT:g}; expected a trained adapter's.")
+    received = _received(request, payload, site, config, model)
+    start = _round_start(request.round, site, config, model)
     mechanism = plan_mechanism(config, site.num_units(config.privacy.unit))
     if mechanism is not None:
         self_test(model, config)
-    return Assignment(request, site, {**start, **received}, names, mechanism)
+    names = trained_names(config, start, request.round)
+    return Assignment(request, site, {**start, **_kept(request, site, config, start), **received}, names, mechanism)
 
 
 def answer_train(
@@ -146,7 +145,13 @@ def train_alone(assigned: Assignment, config: RunConfig, model: AdaptedModel) ->
 
 
 def reply_train(assigned: Assignment, result: LocalResult, config: RunConfig) -> tuple[TrainReply, bytes]:
-    """Return the header and the packed update that tell what a site's round gave."""
+    """Return the header and the packed update that tell what a site's round gave, and keep what stays at the site."""
+    request, personal = assigned.request, assigned.site.personal
+    sent = sent_names(config, assigned.names, request.round)
+    own = assigned.names - sent
+    if personal is not None and own:
+        local = {name: assigned.adapter[name] + result.update[name] for name in own}
+        personal.keep(request.run, request.round, local)
     reply = TrainReply(
         site=assigned.site.name,
         round=assigned.request.round,
@@ -157,7 +162,53 @@ def reply_train(assigned: Assignment, result: LocalResult, config: RunConfig) ->
         mechanism=_report(assigned.mechanism),
         clip_norm=result.clip_norm,
     )
-    return reply, encode(result.update, config.communication.codec)
+    return reply, encode({name: result.update[name] for name in sent}, config.communication.codec)
+
+
+def _received(request: TrainRequest, payload: bytes, site: Site, config: RunConfig, model: AdaptedModel) -> Tensors:
+    """Unpack what a request brings: tensors of the round's adapter, and a correction to the base.
+
+    Raises:
+        WireError: for anything that is not what the round's request must hold.
+    """
+    start = _round_start(request.round, site, config, model)
+    manifest = manifest_of({name: start[name] for name in received_names(config, start, request.round)})
+    if request.fixed_ranks and not method_of(config).corrects:
+        raise WireError("the request has a correction to the base; expected none under this method.")
+    try:
+        manifest |= fixed_manifest(start, request.fixed_ranks)
+    except ValueError as error:
+        raise WireError(f"{error}.") from None
+    received = decode(payload, manifest, config.communication.codec)
+    largest = max((float(value.abs().max()) for value in received.values()), default=0.0)
+    if not is_finite(received) or largest > LARGEST_WEIGHT:
+        raise WireError(f"the adapter holds values beyond {LARGEST_WEIGHT:g}; expected a trained adapter's.")
+    return received
+
+
+def _kept(request: TrainRequest, site: Site, config: RunConfig, start: Tensors) -> Tensors:
+    """Return what the site kept of an earlier round of the run.
+
+    Raises:
+        ConfigError: if the method keeps something at sites and this one has no place for it.
+    """
+    names = personal_names(config, start)
+    if not names:
+        return {}
+    if site.personal is None:
+        raise ConfigError(
+            f"aggregation.method {config.aggregation.method!r} keeps factors at each site, and this virtual site has "
+            "no place for them; expected fedtune-sim, or a real site."
+        )
+    return site.personal.before(request.run, request.round, manifest_of({name: start[name] for name in names}))
+
+
+def _round_start(number: int, site: Site, config: RunConfig, model: AdaptedModel) -> Tensors:
+    """Return the whole adapter that the site derives for a round before anything is received, at the site's rank."""
+    start = _start(model, config.seed)
+    if method_of(config).fresh:
+        start = fresh_factors(start, config.seed, number)
+    return with_rank(start, expect_rank(config, site.max_rank, site.name))
 
 
 @lru_cache(maxsize=2)

@@ -11,8 +11,10 @@ from client.agreement import agreed_config
 from client.ledger.dataset import identify
 from client.ledger.ledger import Ledger
 from client.ledger.site_ledger import SiteLedger
+from client.personal import STATE, PersonalStore
 from client.refusals import own_rows
 from client.site_config import SiteConfig
+from client.state import SiteStates
 from common.config.run import RunConfig
 from common.data.batches import TokenRow
 from common.data.examples import Example, example_from_row
@@ -43,6 +45,8 @@ class Site:
         randomness: where noise and sampling come from.
         persons: the person of each row, numbered from 0; None where rows name no person.
         ledger: what was spent and what may be; None for a virtual site, which protects nothing real.
+        max_rank: the largest rank of factors it can hold; None for any.
+        personal: where it keeps what it never sends; None where it has no place for it.
     """
 
     name: str
@@ -51,6 +55,8 @@ class Site:
     randomness: PrivateRandomness
     persons: tuple[int, ...] | None = None
     ledger: SiteLedger | None = None
+    max_rank: int | None = None
+    personal: PersonalStore | None = None
 
     def num_units(self, unit: str) -> int:
         """Return the number of what a privacy unit protects here: persons for "user", else rows."""
@@ -74,7 +80,7 @@ def virtual_site(config: RunConfig, node_config: Mapping[str, object], model: Ad
     Args:
         config: the run config, whose data section describes all virtual sites.
         node_config: Flower's node config, with ``partition-id`` and ``num-partitions``; ``token-cache`` may name the
-            folder where a simulation keeps tokens.
+            folder where a simulation keeps tokens, ``site-state`` the file where virtual sites keep what is theirs.
         model: the resident model, for its tokenizer.
 
     Raises:
@@ -95,7 +101,8 @@ def virtual_site(config: RunConfig, node_config: Mapping[str, object], model: Ad
             f"the simulation has {count} nodes but the data has {len(sites)} sites; expected as many. "
             f"Set the number of supernodes to {len(sites)}."
         )
-    return _virtual(config, sites[number], tokens)
+    state = node_config.get(STATE)
+    return _virtual(config, sites[number], tokens, state if isinstance(state, str) else None)
 
 
 @dataclass(frozen=True)
@@ -145,7 +152,11 @@ def real_site(config: RunConfig, site_config: SiteConfig, model: AdaptedModel) -
     with own_rows():
         read = _read(agreed, site_config)
         rows = TASKS[agreed.data.task].tokenise(read.examples, model.base.tokenizer, agreed.data)
-    return Site(site_config.name, tuple(rows), lengths_of(rows), SystemRandomness(), read.persons, read.ledger)
+    personal = PersonalStore(SiteStates(Path(site_config.ledger + "-personal")), site_config.name)
+    return Site(
+        site_config.name, tuple(rows), lengths_of(rows), SystemRandomness(), read.persons, read.ledger,
+        site_config.max_rank, personal,
+    )  # fmt: skip
 
 
 def _read(agreed: RunConfig, site_config: SiteConfig) -> SiteRows:
@@ -166,9 +177,13 @@ def forget_virtual_sites() -> None:
 
 
 @lru_cache(maxsize=SITES_HELD)
-def _virtual(config: RunConfig, name: str, tokens: FederatedTokens) -> Site:
+def _virtual(config: RunConfig, name: str, tokens: FederatedTokens, state: str | None) -> Site:
     rows = tokens.train[name]
-    return Site(name, rows, rows.lengths, KeyedRandomness(config.seed, name), rows.persons)
+    ranks = config.federation.virtual_ranks
+    max_rank = ranks[tokens.sites.index(name) % len(ranks)] if ranks else None
+    personal = None if state is None else PersonalStore.of_virtual_site(Path(state), name)
+    randomness = KeyedRandomness(config.seed, name)
+    return Site(name, rows, rows.lengths, randomness, rows.persons, max_rank=max_rank, personal=personal)
 
 
 def _persons(examples: Sequence[Example]) -> tuple[int, ...] | None:

@@ -75,6 +75,8 @@ class SiteConfig(Section):
     for persons. Needed for a budget of unit user, useful for every ledger."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
+    max_rank: Annotated[int, Field(ge=1)] | None = None
+    """Largest rank of LoRA factors that fits the device; any if not given. The coordinator sends no more."""
 
     @model_validator(mode="after")
     def _consistent(self) -> SiteConfig:

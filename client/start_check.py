@@ -72,8 +72,9 @@ def self_test(model: AdaptedModel, config: RunConfig) -> float:
             # Not from what an earlier run left: a head that is sure of itself has gradients that are all rounding.
             start = initial_adapter(model, config.seed)
             model.load({name: value + 0.02 * torch.randn_like(value) for name, value in start.items()})
-            _check_gradients(model, config)
-            _check_step(model, config)
+            for names in dict.fromkeys(trained_names(config, model.parameters, number) for number in (1, 2)):
+                _check_gradients(model, config, names)
+                _check_step(model, config, names)
             _check_packing(model)
         finally:
             model.load(kept)
@@ -104,9 +105,11 @@ def _losses(model: AdaptedModel, config: RunConfig, rows: Sequence[TokenRow], st
     return TASKS[config.data.task].loss_per_sequence(model.logits(batch.input_ids, batch.attention_mask, start), batch)
 
 
-def _one_by_one(model: AdaptedModel, config: RunConfig, rows: Sequence[TokenRow]) -> list[Tensors]:
+def _one_by_one(
+    model: AdaptedModel, config: RunConfig, names: frozenset[str], rows: Sequence[TokenRow]
+) -> list[Tensors]:
     """Each row's gradient by a backward pass of its own, not packed."""
-    parameters = model.train_only(trained_names(config, model.parameters))
+    parameters = model.train_only(names)
     gradients = []
     for row in rows:
         with padded():
@@ -125,10 +128,12 @@ def _start(model: AdaptedModel, config: RunConfig, rows: Sequence[TokenRow]) -> 
     return None if states is None else states.start(range(len(rows)))
 
 
-def _step(model: AdaptedModel, config: RunConfig, rows: Sequence[TokenRow], clip: float, noise: float) -> Tensors:
+def _step(
+    model: AdaptedModel, config: RunConfig, names: frozenset[str], rows: Sequence[TokenRow], clip: float, noise: float
+) -> Tensors:
     """Return what one DP step of SGD with rate 1 subtracts from the adapter, and undo it."""
     before = model.state()
-    parameters = model.train_only(trained_names(config, model.parameters))
+    parameters = model.train_only(names)
     optimizer = torch.optim.SGD(parameters.values(), lr=1.0)
     mechanism = Mechanism(
         noise_multiplier=noise, clip_norm=clip, sample_rate=1.0, expected_batch_size=1.0, steps_per_round=1,
@@ -144,7 +149,7 @@ def _step(model: AdaptedModel, config: RunConfig, rows: Sequence[TokenRow], clip
     return moved
 
 
-def _check_gradients(model: AdaptedModel, config: RunConfig) -> None:
+def _check_gradients(model: AdaptedModel, config: RunConfig, names: frozenset[str]) -> None:
     held = next(p.dtype for p in model.base.module.parameters() if not p.requires_grad)
     accepted = ERROR_FP32 if held == torch.float32 else ERROR_OTHER
     dropout = [m for m in model.module.modules() if isinstance(m, torch.nn.Dropout) and m.p > 0]
@@ -153,33 +158,32 @@ def _check_gradients(model: AdaptedModel, config: RunConfig) -> None:
         layer.eval()
     for lengths in _LENGTHS:
         rows = _rows(model, config, lengths)
-        gradients = _one_by_one(model, config, rows)
+        gradients = _one_by_one(model, config, names, rows)
         norms = [l2_norm(gradient) for gradient in gradients]
         _expect(min(norms) > 0, "a record has no gradient")
         clip = sorted(norms)[1]
-        names = trained_names(config, model.parameters)
         expected = {
             name: sum(
                 (min(1.0, clip / norm) * g[name] for g, norm in zip(gradients, norms, strict=True)), torch.tensor(0.0)
             )
             for name in names
         }
-        moved = {name: value for name, value in _step(model, config, rows, clip, 1e-12).items() if name in names}
+        moved = {name: value for name, value in _step(model, config, names, rows, clip, 1e-12).items() if name in names}
         error = l2_norm(subtract(moved, expected)) / l2_norm(expected)
         _expect(error < accepted, f"per-example gradients are off by {error:.1e} of their sum")
-        alone = l2_norm(_step(model, config, rows[:1], 0.5 * norms[0], 1e-12))
+        alone = l2_norm(_step(model, config, names, rows[:1], 0.5 * norms[0], 1e-12))
         _expect(alone <= 0.5 * norms[0] * (1 + ERROR_CLIP), "a clipped gradient is longer than the clip norm")
 
 
-def _check_step(model: AdaptedModel, config: RunConfig) -> None:
-    names = trained_names(config, model.parameters)
+def _check_step(model: AdaptedModel, config: RunConfig, names: frozenset[str]) -> None:
     before = _frozen_sums(model)
-    moved = _step(model, config, _rows(model, config, (7, 7)), 0.1, 1.0)
+    moved = _step(model, config, names, _rows(model, config, (7, 7)), 0.1, 1.0)
     for name, value in moved.items():
         _expect(bool(value.any()) == (name in names), f"{name} {'did not move' if name in names else 'moved'}")
     for name, total in _frozen_sums(model).items():
         _expect(total == before[name], f"frozen {name} moved")
-    alone = torch.cat([value.flatten() for name, value in _step(model, config, [], 0.1, 2.0).items() if name in names])
+    noise = _step(model, config, names, [], 0.1, 2.0)
+    alone = torch.cat([value.flatten() for name, value in noise.items() if name in names])
     deviation, slack = float(alone.double().std()) / 0.2, NOISE_ERRORS / math.sqrt(2 * len(alone))
     _expect(abs(deviation - 1.0) < slack, f"the noise has {deviation:.3f} times its deviation")
 

@@ -22,6 +22,10 @@ TOKENS_PER_BATCH = {"cpu": 2048}
 """Tokens computed at once; other devices take 16,384."""
 
 
+Personal = Mapping[str, Mapping[str, Tensor]]
+"""Tensors by site, that only this site has."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Metrics of one adapter.
@@ -55,11 +59,11 @@ class Evaluator:
     ) -> None:
         self._model = model
         self._task = TASKS[config.data.task]
-        self._sites = tuple(test)
+        self.sites = tuple(test)
         tokenizer = model.base.tokenizer
         parts: list[Sequence[TokenRow]] = []
         self._lengths: list[int] = []
-        for site in self._sites:
+        for site in self.sites:
             known = test[site]
             rows = known if isinstance(known, TokenRows) else self._task.tokenise(known, tokenizer, config.data)
             parts.append(rows)
@@ -68,11 +72,11 @@ class Evaluator:
         self._owner = torch.repeat_interleave(torch.tensor([len(part) for part in parts]))
         self._collate = Collator(tokenizer.pad_token_id, model.base.family.padding_side)
 
-    def __call__(self, adapter: Mapping[str, Tensor]) -> Evaluation:
-        """Evaluate ``adapter`` (tensors by saved name)."""
-        sums = self.row_sums(adapter)
-        by_owner = torch.zeros(len(self._sites), sums.shape[1], dtype=sums.dtype).index_add_(0, self._owner, sums)
-        by_site = {site: self._metrics(added) for site, added in zip(self._sites, by_owner, strict=True)}
+    def __call__(self, adapter: Mapping[str, Tensor], personal: Personal | None = None) -> Evaluation:
+        """Evaluate ``adapter`` (tensors by saved name); for ``personal`` see :meth:`row_sums`."""
+        sums = self.row_sums(adapter, personal)
+        by_owner = torch.zeros(len(self.sites), sums.shape[1], dtype=sums.dtype).index_add_(0, self._owner, sums)
+        by_site = {site: self._metrics(added) for site, added in zip(self.sites, by_owner, strict=True)}
         headline = self._task.headline
         sign = 1.0 if self._task.higher_is_better else -1.0
         worst = min(by_site, key=lambda site: sign * by_site[site][headline], default=None)
@@ -81,29 +85,39 @@ class Evaluator:
     @property
     def owners(self) -> tuple[str, ...]:
         """The site of every row, in the order of :meth:`row_sums`."""
-        return tuple(self._sites[index] for index in self._owner.tolist())
+        return tuple(self.sites[index] for index in self._owner.tolist())
 
-    def row_sums(self, adapter: Mapping[str, Tensor]) -> Tensor:
-        """Return what every row adds to the metrics under ``adapter``: float64 [N, len(task.sum_names)]."""
-        self._model.load(adapter)
-        return self._sums()
+    def row_sums(self, adapter: Mapping[str, Tensor], personal: Personal | None = None) -> Tensor:
+        """Return what every row adds to the metrics under ``adapter``: float64 [N, len(task.sum_names)].
+
+        Args:
+            adapter: whole adapter.
+            personal: by site, tensors that take the place of the adapter's on the rows of that site.
+        """
+        table = torch.zeros(len(self._rows), len(self._task.sum_names), dtype=torch.float64)
+        if not any((personal or {}).values()):
+            self._model.load(adapter)
+            self._sum_into(table, range(len(self._rows)))
+            return table
+        for index, site in enumerate(self.sites):
+            self._model.load({**adapter, **(personal or {}).get(site, {})})
+            self._sum_into(table, (self._owner == index).nonzero().flatten().tolist())
+        return table
 
     def _metrics(self, added: Tensor) -> Metrics:
         return self._task.metrics(dict(zip(self._task.sum_names, added.tolist(), strict=True)))
 
-    def _sums(self) -> Tensor:
-        """Sums of every row, float64 [N, len(sum_names)], in the order of the rows."""
+    def _sum_into(self, table: Tensor, rows: Sequence[int]) -> None:
+        """Put the sums of some rows into their places in ``table``, float64 [N, len(sum_names)]."""
         lengths = self._lengths
-        table = torch.zeros(len(self._rows), len(self._task.sum_names), dtype=torch.float64)
         self._model.module.eval()
         states = self._states
         with torch.inference_mode():
-            for indices in micro_batches(lengths, range(len(lengths)), self._limit):
+            for indices in micro_batches(lengths, rows, self._limit):
                 batch = self._collate([self._rows[index] for index in indices]).to(self._model.device)
                 start = None if states is None else states.start(indices)
                 logits = self._model.logits(batch.input_ids, batch.attention_mask, start)
                 table[indices] = self._task.sums(logits, batch).cpu()
-        return table
 
     @cached_property
     def _limit(self) -> Limit:

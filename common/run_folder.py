@@ -9,6 +9,7 @@
     summary.json    the closing figures
     MODEL_CARD.md   what the adapter is and what is claimed of it, to go with it
     partition.png   sites and labels, of a simulation where matplotlib is installed
+    sites.db        what virtual sites keep to themselves, with methods that let them
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class RunFolder:
         self.model_card = path / "MODEL_CARD.md"
         self.adapter = path / "adapter"
         self.checkpoint = path / "checkpoint"
+        self.sites = path / "sites.db"
 
     def expect_free(self) -> None:
         """Check that nothing stands where the folder will be made.

@@ -63,7 +63,8 @@ class SiteDescription(Section):
 
     ``num_examples`` is None under differential privacy. Where the sample rate is a batch size over the number of rows,
     the mechanism tells that number all the same: it is taken as public, see the claim. ``seeded`` says that noise and
-    sampling follow from a seed, as those of virtual sites do: that protects nothing.
+    sampling follow from a seed, as those of virtual sites do: that protects nothing. ``max_rank`` is the largest rank
+    that the site can hold; None where it takes any.
     """
 
     kind: Literal["description"] = "description"
@@ -74,13 +75,15 @@ class SiteDescription(Section):
     num_examples: Annotated[int, Field(ge=1, le=10**12)] | None
     mechanism: MechanismReport | None
     seeded: bool
+    max_rank: Annotated[int, Field(ge=1)] | None = None
 
 
 class TrainRequest(Section):
     """Asks a site to train from the adapter in the payload.
 
     ``run`` names the run at the sites' ledgers and stays the same when it is resumed. ``clip_norm`` is where adaptive
-    clipping goes on; None before the first round and without adaptive clipping.
+    clipping goes on; None before the first round and without adaptive clipping. ``fixed_ranks`` are the ranks of the
+    correction to the base, of each layer in order of name, 0 where a layer has none; empty without any.
     """
 
     kind: Literal["train"] = "train"
@@ -91,6 +94,7 @@ class TrainRequest(Section):
     nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     base_fingerprint: Fingerprint
     clip_norm: ClipNorm | None = None
+    fixed_ranks: tuple[Annotated[int, Field(ge=0, le=65536)], ...] = Field(default=(), strict=False, max_length=4096)
 
 
 class TrainReply(Section):

@@ -17,30 +17,36 @@ class Admission:
     """The checks of a run.
 
     Attributes:
-        manifest: the shape of every tensor of an update, by name.
         codec: how updates are packed.
         takes_loss: whether replies may tell a training loss.
         takes_clip_norm: whether they tell where adaptive clipping ended.
     """
 
-    manifest: Manifest
     codec: str
     takes_loss: bool = True
     takes_clip_norm: bool = False
 
     @classmethod
-    def of(cls, config: RunConfig, manifest: Manifest) -> Admission:
+    def of(cls, config: RunConfig) -> Admission:
         """Return the checks that a run config asks for."""
         privacy = config.privacy
         return cls(
-            manifest,
             config.communication.codec,
             takes_loss=privacy.unit == "none" or privacy.release_loss,
             takes_clip_norm=privacy.clipping == "adaptive",
         )
 
-    def admit(self, header: bytes, payload: bytes, request: TrainRequest, member: Member) -> tuple[TrainReply, Tensors]:
+    def admit(
+        self, header: bytes, payload: bytes, request: TrainRequest, member: Member, manifest: Manifest
+    ) -> tuple[TrainReply, Tensors]:
         """Return the reply and its update if everything about it is as it must be.
+
+        Args:
+            header: of the reply.
+            payload: of the reply.
+            request: what it must answer.
+            member: the site.
+            manifest: the shape of every tensor of the update, by name.
 
         Raises:
             AdmissionError: with a reason: refused, header, site, round, nonce, base, mechanism, loss, clip_norm, or,
@@ -61,7 +67,7 @@ class Admission:
             raise AdmissionError("loss", "a loss was sent under differential privacy; expected none")
         if (reply.clip_norm is not None) != self.takes_clip_norm:
             raise AdmissionError("clip_norm", "a clip norm comes with adaptive clipping and not without it")
-        update = decode(payload, self.manifest, self.codec, AdmissionError)
+        update = decode(payload, manifest, self.codec, AdmissionError)
         if not is_finite(update):
             raise AdmissionError("non_finite", "the update holds NaN or infinity; expected finite numbers")
         return reply, update

@@ -1,14 +1,15 @@
 """Checkpoints: the newest complete round, durable and never half-written.
 
-``round-00003.safetensors`` holds the adapter; ``state.json`` names it with its SHA-256 and is replaced last, by a
-rename. So whatever moment a crash picks, ``state.json`` points at a whole file.
+``round-00003.safetensors`` holds the adapter, and the moments of a server optimizer if there is one; ``state.json``
+names it with its SHA-256 and is replaced last, by a rename. So whatever moment a crash picks, ``state.json`` points at
+a whole file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -18,7 +19,9 @@ from common.atomic import write_atomic
 from common.errors import RunError
 from common.tensors import Tensors
 
-FORMAT = 2
+FORMAT = 3
+MOMENTS = "moments/"
+"""What the names of a server optimizer's moments begin with in the file."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +30,12 @@ class Checkpoint:
 
     Attributes:
         round: rounds completed; 0 before the first.
-        adapter: the travelling tensors by name, float32.
+        adapter: the tensors that change in the run, by name, and the correction to the base; float32.
         config_digest: of the run config.
         base_fingerprint: of the base model.
         run: the run's id, by which the sites' ledgers know it.
         clip_norm: where adaptive clipping stands; None without it.
+        moments: of the server optimizer; empty without one.
     """
 
     round: int
@@ -40,11 +44,13 @@ class Checkpoint:
     base_fingerprint: str
     run: str
     clip_norm: float | None = None
+    moments: Tensors = field(default_factory=dict)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint durably, then remove the older ones."""
-    content = save({name: value.contiguous() for name, value in sorted(checkpoint.adapter.items())})
+    tensors = checkpoint.adapter | {MOMENTS + name: value for name, value in checkpoint.moments.items()}
+    content = save({name: value.contiguous() for name, value in sorted(tensors.items())})
     path = folder / f"round-{checkpoint.round:05d}.safetensors"
     write_atomic(path, content)
     state = {
@@ -74,13 +80,16 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         content = (folder / Path(state["file"]).name).read_bytes()
         if state["format"] != FORMAT or hashlib.sha256(content).hexdigest() != state["sha256"]:
             raise RunError(f"checkpoint in {folder} is damaged; expected the digest in state.json. Start afresh.")
+        tensors = load(content)
+        moments = {name: value for name, value in tensors.items() if name.startswith(MOMENTS)}
         return Checkpoint(
             int(state["round"]),
-            load(content),
+            {name: value for name, value in tensors.items() if name not in moments},
             str(state["config_digest"]),
             str(state["base_fingerprint"]),
             str(state["run"]),
             None if state["clip_norm"] is None else float(state["clip_norm"]),
+            {name.removeprefix(MOMENTS): value for name, value in moments.items()},
         )
     except FileNotFoundError:
         raise RunError(f"{folder} has no checkpoint; expected one to resume from. Run without --resume.") from None

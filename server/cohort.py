@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from common.config.run import RunConfig
 from common.errors import RunError
+from common.methods import expect_rank
 from common.privacy.accounting import Segment, epsilon_spent
 from common.privacy.planning import steps_per_round
 from common.randomness import numpy_generator
@@ -29,6 +30,14 @@ class Member:
     def name(self) -> str:
         """The site's name."""
         return self.description.site
+
+    def rank(self, config: RunConfig) -> int:
+        """Return the rank of the site's factors.
+
+        Raises:
+            ConfigError: if it cannot hold the run's and the method needs one rank.
+        """
+        return expect_rank(config, self.description.max_rank, self.name)
 
     def weight(self, config: RunConfig) -> float:
         """Return the site's weight in the average, not normalised."""
@@ -71,6 +80,7 @@ def admit_members(
         if config.aggregation.weights == "examples" and description.num_examples is None:
             raise RunError(f"site {site!r} declares no number of rows; expected one for weights 'examples'.")
         members[site] = Member(node_id, description)
+        members[site].rank(config)
     if len({member.description.seeded for member in members.values()}) > 1:
         raise RunError(
             "some sites draw their noise from the run's seed and some do not; expected virtual sites or real ones, not "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import platform
 import secrets
@@ -15,26 +16,35 @@ from flwr.serverapp import Grid
 
 from common.atomic import write_atomic
 from common.config.load import dump_run_config, load_run_config
+from common.config.method_rules import method_warnings
 from common.config.run import RunConfig
 from common.data.federated import load_federated_data
 from common.data.token_table import TokenRows
 from common.errors import RunError
 from common.evaluation import Evaluator
-from common.methods import trained_names
+from common.factors import is_fixed
+from common.methods import kept_names, kept_tensors, personal_names
 from common.models.adapter import AdaptedModel, initial_adapter
 from common.models.export import export_adapter
 from common.models.resident import resident_model
 from common.run_folder import RunFolder
-from common.tensors import Tensors, fingerprint
+from common.tensors import Manifest, Tensors, fingerprint, manifest_of
+from server.aggregation.robust import expect_enough_sites
 from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from server.clock import Clock, WallClock
 from server.cohort import Member, admit_members
 from server.events import Observer
 from server.model_card import model_card
+from server.progress import Progress
 from server.site_level import SiteLevel, site_level_of
 from server.strategy import FederatedTuning
 from server.summary import epsilon_by_site, summarise
 from server.transport import describe_sites, wait_for_nodes
+
+logger = logging.getLogger(__name__)
+
+Personal = Callable[[str, int, str, Manifest], Tensors]
+"""From run, round, site and expected shapes to what the site keeps after the round; nothing where it never did."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,9 @@ class RunSettings:
         clock: what the rounds' deadlines are read from.
         round_notes: what the carrier of the messages adds to the record of a round.
         test: tokenised test rows of each site, where whoever starts the run has them; else they are read.
+        personal: what a site kept up to a round, where the coordinator can see it, as in a simulation: sites are then
+            evaluated with what is theirs.
+        settle: called before each checkpoint, to bring to disk what virtual sites keep.
     """
 
     folder: RunFolder
@@ -58,6 +71,8 @@ class RunSettings:
     clock: Clock = field(default_factory=WallClock)
     round_notes: Callable[[int], Mapping[str, Any]] | None = None
     test: Mapping[str, TokenRows] | None = None
+    personal: Personal | None = None
+    settle: Callable[[], None] | None = None
 
 
 def run_federation(
@@ -78,33 +93,37 @@ def run_federation(
     start = initial_adapter(model, config.seed)
     described, left_out = describe_sites(grid, wait_for_nodes(grid, config), config)
     members = admit_members(described, config, model.base.fingerprint, fingerprint(start))
-    travelling = {name: start[name] for name in sorted(trained_names(config, start))}
-    adapter = travelling if completed is None else _resumed(completed, travelling, model)
+    rule, asked = config.aggregation.robust, config.federation.sites_per_round or len(members)
+    if rule != "none":
+        expect_enough_sites(rule, config.aggregation.robust_sites, min(asked, len(members)), "a round")
+    progress = Progress(start) if completed is None else _resumed(completed, config, start, model)
     seeded = all(member.description.seeded for member in members.values())
     site_level = site_level_of(config, len(members), seeded=seeded)
     if completed is not None and site_level is not None:
         _expect_as_many_sites(folder, len(members))
     run = secrets.token_hex(16) if completed is None else completed.run
-    keeper = _Keeper(config, settings, model, start, watch, run, site_level)
+    keeper = _Keeper(config, settings, model, watch, run, site_level)
     if completed is None:
         folder.create()
         write_atomic(folder.config, dump_run_config(config).encode())
-        keeper.checkpoint(0, adapter, None)
+        keeper.checkpoint(0, progress)
     else:
         folder.rewind(completed.round)
     started = _start_record(config, settings, model, members, time.perf_counter() - began)
     folder.log(started | ({"left_out": left_out} if left_out else {}))
     done = 0 if completed is None else completed.round
+    for warning in method_warnings(config):
+        logger.warning("%s", warning)
     watch.run_started(config, list(members), done)
     if done == 0 and not any(folder.iterate_records("evaluation")):
-        keeper.evaluate(0, adapter)
+        keeper.evaluate(0, progress.adapter)
     strategy = FederatedTuning(
-        config=config, members=members, adapter=adapter, base_fingerprint=model.base.fingerprint, run=run,
-        clip_norm=None if completed is None else completed.clip_norm, site_level=site_level,
-        observer=watch, clock=settings.clock, completed_rounds=done, round_done=keeper.round_done,
+        config=config, members=members, progress=progress, base_fingerprint=model.base.fingerprint, run=run,
+        site_level=site_level, observer=watch, clock=settings.clock, completed_rounds=done,
+        round_done=keeper.round_done,
     )  # fmt: skip
     strategy.start(grid)
-    export_adapter(model, {**start, **strategy.adapter}, config, folder.adapter)
+    export_adapter(model, strategy.progress.adapter, config, folder.adapter)
     summary = summarise(folder.iterate_records(), config)
     folder.write_summary(summary)
     write_atomic(folder.model_card, model_card(config, summary).encode())
@@ -133,12 +152,12 @@ def _differing(folder: RunFolder, config: RunConfig) -> str:
     return "differs in " + ", ".join(keys) if keys else "same keys, edited by hand"
 
 
-def _resumed(checkpoint: Checkpoint, travelling: Tensors, model: AdaptedModel) -> Tensors:
+def _resumed(checkpoint: Checkpoint, config: RunConfig, start: Tensors, model: AdaptedModel) -> Progress:
     if checkpoint.base_fingerprint != model.base.fingerprint:
         raise RunError("the checkpoint belongs to another base model; expected the one it was started with.")
-    if checkpoint.adapter.keys() != travelling.keys():
+    if {name for name in checkpoint.adapter if not is_fixed(name)} != kept_names(config, start):
         raise RunError("the checkpoint holds other tensors than this config trains; expected the same.")
-    return checkpoint.adapter
+    return Progress(start | checkpoint.adapter, checkpoint.clip_norm, checkpoint.moments)
 
 
 def _expect_as_many_sites(folder: RunFolder, number: int) -> None:
@@ -183,27 +202,28 @@ class _Keeper:
         config: RunConfig,
         settings: RunSettings,
         model: AdaptedModel,
-        start: Tensors,
         watch: Observer,
         run: str,
         site_level: SiteLevel | None,
     ) -> None:
-        self._config, self._folder, self._model = config, settings.folder, model
-        self._start, self._watch, self._notes = start, watch, settings.round_notes
+        self._config, self._settings, self._folder, self._model = config, settings, settings.folder, model
+        self._watch, self._notes = watch, settings.round_notes
         self._run, self._site_level = run, site_level
         self._evaluator: Evaluator | None = None
         if config.evaluation.enabled:
             test = load_federated_data(config.data, config.seed).test if settings.test is None else settings.test
             self._evaluator = Evaluator(model, config, test) if test else None
 
-    def round_done(self, number: int, adapter: Tensors, clip_norm: float | None, record: dict[str, Any]) -> None:
+    def round_done(self, number: int, progress: Progress, record: dict[str, Any]) -> None:
         if self._notes is not None:
             record = {**record, **self._notes(number)}
         self._folder.log(record)
         every, last = self._config.evaluation.every, self._config.federation.rounds
         if number == last or (every and number % every == 0):
-            self.evaluate(number, adapter)
-        self.checkpoint(number, adapter, clip_norm)
+            self.evaluate(number, progress.adapter)
+        if self._settings.settle is not None:
+            self._settings.settle()
+        self.checkpoint(number, progress)
         spent = max(epsilon_by_site(self._folder.iterate_records("round"), self._config).values(), default=None)
         if spent is None and self._site_level is not None:
             spent = self._site_level.mechanism.epsilon_after(number)
@@ -213,7 +233,7 @@ class _Keeper:
         if self._evaluator is None:
             return
         began = time.perf_counter()
-        evaluation = self._evaluator({**self._start, **adapter})
+        evaluation = self._evaluator(adapter, self._personal(number, adapter))
         if not all(math.isfinite(value) for value in evaluation.overall.values()):
             raise RunError(f"training diverged: round {number} evaluates to no finite loss. Lower training.lr.")
         record = {
@@ -223,8 +243,18 @@ class _Keeper:
         self._folder.log(record)
         self._watch.evaluated(record)
 
-    def checkpoint(self, number: int, adapter: Tensors, clip_norm: float | None) -> None:
+    def _personal(self, number: int, adapter: Tensors) -> dict[str, Tensors]:
+        """Return what each evaluated site keeps; nothing where no method lets them, or nobody can see it."""
+        names = personal_names(self._config, adapter)
+        if not names or self._settings.personal is None or self._evaluator is None:
+            return {}
+        manifest = manifest_of({name: adapter[name] for name in names})
+        kept = self._settings.personal
+        return {site: kept(self._run, number, site, manifest) for site in self._evaluator.sites}
+
+    def checkpoint(self, number: int, progress: Progress) -> None:
+        kept, base = kept_tensors(self._config, progress.adapter), self._model.base.fingerprint
+        digest, clip_norm = self._config.digest(), progress.clip_norm
         save_checkpoint(
-            self._folder.checkpoint,
-            Checkpoint(number, adapter, self._config.digest(), self._model.base.fingerprint, self._run, clip_norm),
+            self._folder.checkpoint, Checkpoint(number, kept, digest, base, self._run, clip_norm, progress.moments)
         )

@@ -7,16 +7,25 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import filterfalse
 from statistics import fmean
 from typing import Any
+
+import torch
 
 from common.codecs.codec import encode
 from common.config.run import RunConfig
 from common.errors import AdmissionError, RunError
-from common.tensors import Tensors, l2_norm
+from common.factors import fixed_ranks, is_fixed, with_rank
+from common.methods import method_of, personal_names, received_names, sent_names
+from common.models.adapter import fresh_factors
+from common.tensors import Tensors, add, l2_norm, manifest_of
 from common.wire import TrainRequest, header_bytes
 from server.admission import Admission
-from server.aggregation.catalog import AGGREGATORS
+from server.aggregation.catalog import aggregator_of
+from server.aggregation.optimizers import optimized
+from server.aggregation.products import RoundProducts, measure
+from server.aggregation.robust import combine
 from server.cohort import Member
 from server.site_level import SiteLevel
 
@@ -54,30 +63,40 @@ class Round:
     Args:
         number: from 1.
         cohort: members that are asked, by site name.
-        adapter: the travelling tensors that the round starts from.
+        adapter: the whole adapter that the round starts from, with its correction.
         config: the run config.
         admission: the checks.
         base: fingerprint of the base model.
         run: the run's id.
         clip_norm: where adaptive clipping stands.
         site_level: what protects whole sites, if anything does.
+        moments: of the server optimizer, from the rounds before.
     """
 
     def __init__(
         self, number: int, cohort: Mapping[str, Member], adapter: Tensors, config: RunConfig,
         admission: Admission, base: str, run: str, clip_norm: float | None = None, site_level: SiteLevel | None = None,
+        moments: Tensors | None = None,
     ) -> None:  # fmt: skip
         self.number = number
         self.cohort = dict(cohort)
         self.outcomes: dict[str, Outcome] = {}
-        self._config = config
-        self._adapter = adapter
+        self.moments = {} if moments is None else moments
+        self._config, self._method = config, method_of(config)
+        self._adapter = fresh_factors(adapter, config.seed, number) if self._method.fresh else adapter
         self._site_level = site_level
         self._clip_norms: dict[str, float] = {}
         self._admission = admission
-        self._aggregator = AGGREGATORS[config.aggregation.method]
-        self._state = self._aggregator.init(adapter)
-        self._payload = encode(adapter, config.communication.codec)
+        self._aggregator = aggregator_of(config.aggregation)
+        self._sent = sorted(sent_names(config, filterfalse(is_fixed, self._adapter), number))
+        self._state = self._aggregator.init({name: self._adapter[name] for name in self._sent})
+        self._local: dict[str, Tensors] = {}
+        self._updates: dict[str, Tensors] = {}
+        seen = site_level is None and not personal_names(config, self._adapter)
+        self._measures = seen and config.evaluation.products
+        self._measured: RoundProducts | None = None
+        self._ranks = {site: member.rank(config) for site, member in self.cohort.items()}
+        self._payloads = {rank: self._packed(rank) for rank in set(self._ranks.values())}
         self._requests = {
             site: TrainRequest(
                 config_digest=config.digest(),
@@ -86,6 +105,7 @@ class Round:
                 round=number,
                 nonce=secrets.token_hex(16),
                 base_fingerprint=base,
+                fixed_ranks=fixed_ranks(self._adapter),
             )
             for site in self.cohort
         }
@@ -96,8 +116,8 @@ class Round:
         self._aggregating = 0.0
 
     def request(self, site: str) -> tuple[bytes, bytes]:
-        """Return header and payload of the request to ``site``."""
-        return header_bytes(self._requests[site]), self._payload
+        """Return header and payload of the request to ``site``: no more than its rank can hold."""
+        return header_bytes(self._requests[site]), self._payloads[self._ranks[site]]
 
     def take(self, site: str, header: bytes, payload: bytes) -> Outcome:
         """Admit or reject the reply of ``site`` and, if admitted, add its update. A site counts once."""
@@ -105,10 +125,11 @@ class Round:
             return self.outcomes[site]
         began = time.perf_counter()
         up, weight = len(header) + len(payload), self._weights[site]
+        start = with_rank(self._adapter, self._ranks[site])
+        manifest = manifest_of({name: start[name] for name in self._sent})
         try:
-            reply, update = self._admission.admit(header, payload, self._requests[site], self.cohort[site])
-            private = update if self._site_level is None else self._site_level.clip(update)
-            self._state = self._aggregator.update(self._state, private, weight)
+            reply, update = self._admission.admit(header, payload, self._requests[site], self.cohort[site], manifest)
+            self._add(site, start, update, weight)
         except AdmissionError as error:
             outcome = self._outcome(site, "rejected", reason=str(error), bytes_up=up)
         else:
@@ -126,7 +147,7 @@ class Round:
         return self._outcome(site, status, reason=reason)
 
     def finish(self) -> Tensors:
-        """Return the next adapter.
+        """Return the next adapter, whole.
 
         Raises:
             RunError: with fewer admitted updates than ``federation.min_sites``. Under site-level privacy the number of
@@ -144,9 +165,10 @@ class Round:
                 f"(federation.min_sites). First of {len(lost)} lost: site {site!r}, {reason}."
             )
         began = time.perf_counter()
-        adapter = self._aggregator.finish(self._state, self._adapter) if admitted else self._adapter
-        if self._site_level is not None:
-            adapter = self._site_level.noised(self._adapter, adapter, len(admitted), self.number)
+        adapter = self._aggregated(len(admitted))
+        if self._local:
+            weights = {site: self._weights[site] for site in self._local}
+            self._measured = measure(self._adapter, adapter, self._local, weights)
         self._aggregating += time.perf_counter() - began
         return adapter
 
@@ -163,6 +185,7 @@ class Round:
             "kind": "round",
             "round": self.number,
             "sites": {site: asdict(self.outcomes[site]) for site in sorted(self.outcomes)},
+            "products": asdict(self._measured) if self._measured else None,
             "seconds": {
                 "total": total,
                 "training": total - self._aggregating,
@@ -170,12 +193,49 @@ class Round:
             },
         }
 
+    def _packed(self, rank: int) -> bytes:
+        """Return what a site of ``rank`` is sent."""
+        fixed = {name for name in self._adapter if is_fixed(name)}
+        names = received_names(self._config, self._adapter.keys() - fixed, self.number) | fixed
+        return encode(with_rank({name: self._adapter[name] for name in names}, rank), self._config.communication.codec)
+
+    def _add(self, site: str, start: Tensors, update: Tensors, weight: float) -> None:
+        """Hand an admitted update to the method, and keep it to be measured where that tells nothing it must not."""
+        private = update if self._site_level is None else self._site_level.clip(update)
+        local = add(start, update)
+        added = private if self._method.linear else {name: local[name] for name in self._sent}
+        self._state = self._aggregator.update(self._state, site, added, weight)
+        if self._config.aggregation.robust != "none":
+            self._updates[site] = update
+        if self._measures:
+            self._local[site] = local
+
+    def _aggregated(self, count: int) -> Tensors:
+        """Return the next adapter from ``count`` updates."""
+        if not self._method.linear:
+            return self._aggregator.finish(self._state, self._adapter) if count else self._adapter
+        rule = self._config.aggregation.robust
+        if rule != "none":
+            weights = {site: self._weights[site] for site in self._updates}
+            bad, rank = self._config.aggregation.robust_sites, self._config.adapter.rank
+            scale = self._config.adapter.alpha / rank
+            mean = combine(rule, bad, self._adapter, self._updates, weights, scale)
+        elif count:
+            mean = self._state.mean()
+        else:
+            mean = {name: torch.zeros_like(self._adapter[name]) for name in self._sent}
+        if self._site_level is not None:
+            mean = self._site_level.noised(mean, count, self.number)
+        if self._config.aggregation.server_optimizer != "none":
+            mean, self.moments = optimized(mean, self.moments, self._config.aggregation)
+        return self._aggregator.finish(mean, self._adapter)
+
     def _outcome(self, site: str, status: str, **known: Any) -> Outcome:
         mechanism = self.cohort[site].description.mechanism
-        down = len(header_bytes(self._requests[site])) + len(self._payload)
+        header, payload = self.request(site)
         self.outcomes[site] = Outcome(
             status=status,
-            bytes_down=down,
+            bytes_down=len(header) + len(payload),
             mechanism=mechanism.model_dump() if mechanism else None,
             **known,
         )

@@ -48,24 +48,21 @@ class SiteLevel:
         factor = self.mechanism.clip_norm / norm
         return {name: (value.double() * factor).float() for name, value in update.items()}
 
-    def noised(self, before: Mapping[str, Tensor], mean: Mapping[str, Tensor], count: int, number: int) -> Tensors:
-        """Return the next adapter: the sum of the clipped updates plus noise, over the expected number of sites.
+    def noised(self, mean: Mapping[str, Tensor], count: int, number: int) -> Tensors:
+        """Return the aggregated update: the sum of the clipped updates plus noise, over the expected number of sites.
 
         Args:
-            before: adapter of the round.
-            mean: that adapter plus the plain mean of ``count`` clipped updates.
-            count: updates in the mean; 0 where there were none.
+            mean: the plain mean of ``count`` clipped updates; zeros where there were none.
+            count: updates in the mean.
             number: of the round.
         """
         stream = self.randomness.stream("site-noise", number)
         expected = self.mechanism.expected_batch_size
         deviation = self.mechanism.noise_multiplier * self.mechanism.clip_norm / expected
-        moved = {}
-        for name in sorted(before):
-            old = before[name].double()
-            summed = (mean[name].double() - old) * (count / expected)
-            moved[name] = (old + summed + deviation * stream.normal(old.shape)).float()
-        return moved
+        return {
+            name: (mean[name].double() * (count / expected) + deviation * stream.normal(mean[name].shape)).float()
+            for name in sorted(mean)
+        }
 
 
 def site_level_of(config: RunConfig, num_sites: int, *, seeded: bool) -> SiteLevel | None:

@@ -20,12 +20,13 @@ from common.codecs.codec import encode
 from common.config.run import RunConfig
 from common.errors import RunError, WireError
 from common.flower_records import from_records, to_records
-from common.tensors import Tensors, manifest_of
+from common.methods import kept_tensors
 from common.wire import PAYLOAD
 from server.admission import Admission
 from server.clock import Clock, WallClock
 from server.cohort import Member, sample_cohort
 from server.events import Observer
+from server.progress import Progress
 from server.rounds import Round
 from server.site_level import SiteLevel
 from server.transport import exchange
@@ -42,7 +43,7 @@ ERRORS = {
 }
 """What Flower's codes mean. Its own texts may quote what a site's code said, so they are not recorded."""
 
-RoundDone = Callable[[int, Tensors, float | None, dict[str, Any]], None]
+RoundDone = Callable[[int, Progress, dict[str, Any]], None]
 
 
 @dataclass
@@ -52,23 +53,21 @@ class FederatedTuning(Strategy):
     Attributes:
         config: the run config.
         members: the sites of the federation, by name.
-        adapter: the travelling tensors; replaced after every round.
+        progress: where the run stands; replaced after every round.
         base_fingerprint: of the base model.
         run: the run's id.
-        clip_norm: where adaptive clipping stands; replaced after every round.
         site_level: what protects whole sites, if anything does.
         observer: told what happens.
         clock: what deadlines are read from.
         completed_rounds: rounds done already, from a checkpoint.
-        round_done: called with number, adapter, clip norm and record after every round, before the next begins.
+        round_done: called with number, progress and record after every round, before the next begins.
     """
 
     config: RunConfig
     members: Mapping[str, Member]
-    adapter: Tensors
+    progress: Progress
     base_fingerprint: str
     run: str
-    clip_norm: float | None = None
     site_level: SiteLevel | None = None
     observer: Observer = field(default_factory=Observer)
     clock: Clock = field(default_factory=WallClock)
@@ -76,13 +75,13 @@ class FederatedTuning(Strategy):
     round_done: RoundDone | None = None
 
     def __post_init__(self) -> None:
-        self._admission = Admission.of(self.config, manifest_of(self.adapter))
+        self._admission = Admission.of(self.config)
         self._round: Round | None = None
         self._site_of_node = {member.node_id: name for name, member in self.members.items()}
 
     def arrays(self) -> ArrayRecord:
-        """Return the current adapter as it goes over the wire."""
-        payload = encode(self.adapter, self.config.communication.codec)
+        """Return what the coordinator keeps of the current adapter, packed as for the wire."""
+        payload = encode(kept_tensors(self.config, self.progress.adapter), self.config.communication.codec)
         return to_records(b"", payload).array_records[PAYLOAD]
 
     def summary(self) -> None:
@@ -137,7 +136,7 @@ class FederatedTuning(Strategy):
 
         Args:
             grid: what carries the messages.
-            initial_arrays: not used; the adapter is an attribute.
+            initial_arrays: not used; progress is an attribute.
             num_rounds: last round, by default ``federation.rounds``.
             timeout: seconds for a round, by default ``federation.round_timeout_s``.
             train_config: not used; everything is in the run config.
@@ -168,8 +167,8 @@ class FederatedTuning(Strategy):
         names = sample_cohort(known, self.config, number) if private is None else private.cohort(known, number)
         cohort = {name: self.members[name] for name in names}
         current = Round(
-            number, cohort, self.adapter, self.config, self._admission, self.base_fingerprint, self.run,
-            self.clip_norm, private,
+            number, cohort, self.progress.adapter, self.config, self._admission, self.base_fingerprint, self.run,
+            self.progress.clip_norm, private, self.progress.moments,
         )  # fmt: skip
         self._round = current
         self.observer.round_started(number, names)
@@ -198,12 +197,12 @@ class FederatedTuning(Strategy):
 
     def _finish_round(self) -> None:
         current = self._current()
-        self.adapter = current.finish()
-        self.clip_norm = current.clip_norm() or self.clip_norm
+        adapter = current.finish()
+        self.progress = Progress(adapter, current.clip_norm() or self.progress.clip_norm, current.moments)
         self.completed_rounds = current.number
         self._round = None
         if self.round_done is not None:
-            self.round_done(current.number, self.adapter, self.clip_norm, current.record())
+            self.round_done(current.number, self.progress, current.record())
 
     def _current(self) -> Round:
         if self._round is None:

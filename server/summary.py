@@ -36,7 +36,8 @@ def summarise(records: Iterable[Record], config: RunConfig) -> dict[str, Any]:
 
     Returns:
         rounds; metrics_before and metrics_after by split (overall, by_site, worst_site); epsilon and the bytes up and
-        down of each site (bytes as lists, one number a round, None where the site was not asked); site_level, the ε
+        down of each site (bytes as lists, one number a round, None where the site was not asked); products, what the
+        aggregation did in each round (see server.aggregation.products; None where it is withheld); site_level, the ε
         and δ spent on whole sites, or None; seconds by phase; simulated_s where the rounds have it; the engine, the
         privacy claim and the fingerprint of the base model.
 
@@ -82,6 +83,10 @@ def summarise(records: Iterable[Record], config: RunConfig) -> dict[str, Any]:
         "delta": config.privacy.delta if config.privacy.is_local else None,
         "site_level": _site_level(config, len(first["sites"]), len(rounds)),
         "privacy_claim": privacy_claim(config, bool(first["repeatable_noise"])),
+        "products": {
+            key: [(record["products"] or {}).get(key) for record in rounds]
+            for key in ("error", "drift", "cosine_mean", "cosine_min")
+        },
         "bytes_up": per_round("bytes_up"),
         "bytes_down": per_round("bytes_down"),
         "seconds_total": seconds["setup"] + seconds["rounds"] + seconds["evaluation"],

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from common.codecs.codec import encode
+from common.config.method_rules import method_warnings
 from common.config.run import RunConfig
 from common.data.tokens import FederatedTokens, load_federated_tokens
 from common.errors import ConfigError, PrivacyError
-from common.methods import trained_names
+from common.methods import received_names, sent_names, trained_names
 from common.models.adapter import AdaptedModel, initial_adapter
 from common.models.resident import resident_model
 from common.privacy.advice import advise
 from common.privacy.claim import privacy_claim
 from common.privacy.planning import plain_steps, plan_mechanism, plan_site_level
+from common.tensors import Tensors
 from simulations.cache import token_cache_folder
 from simulations.faults.faults import Faults
 
@@ -29,8 +32,8 @@ def check_run(config: RunConfig, device: str = "auto") -> dict[str, Any]:
     expect_sound(config, data, model)
     faults = Faults.of(config, data.sites)
     start = initial_adapter(model, config.seed)
-    names = trained_names(config, start)
-    payload = encode({name: start[name] for name in names}, config.communication.codec)
+    names = trained_names(config, start) | trained_names(config, start, 2)
+    up, down = _bytes(config, start)
     return {
         "name": config.name,
         "rounds": config.federation.rounds,
@@ -39,11 +42,12 @@ def check_run(config: RunConfig, device: str = "auto") -> dict[str, Any]:
         "base_fingerprint": model.base.fingerprint,
         "trained_parameters": sum(start[name].numel() for name in names),
         "base_parameters": sum(p.numel() for p in model.module.parameters()) - sum(t.numel() for t in start.values()),
-        "bytes_per_site_and_round": {"up": len(payload), "down": len(payload)},
+        "bytes_per_site_and_round": {"up": up, "down": down},
         "test_rows": sum(len(rows) for rows in data.test.values()),
         "test_rows_also_in_train": data.shared_with_test,
         "privacy_claim": privacy_claim(config, repeatable_noise=True),
         "site_level": _site_level(config, len(data.sites)),
+        "warnings": list(method_warnings(config)),
         "advice": _advice(config, data, sum(start[name].numel() for name in names)),
         "simulation": [] if faults is None else faults.describe(config.federation),
         "sites": {site: _plan(site, data, config) for site in data.sites},
@@ -77,6 +81,17 @@ def expect_sound(config: RunConfig, data: FederatedTokens, model: AdaptedModel) 
             plan_mechanism(config, units)
         except PrivacyError as error:
             raise PrivacyError(f"site {site!r}: {error}") from None
+
+
+def _bytes(config: RunConfig, start: Tensors) -> tuple[int, int]:
+    """Bytes of the largest payloads up and down of a round at the run's rank; a correction comes on top."""
+    rounds = range(1, min(4, config.federation.rounds) + 1)
+
+    def largest(named: Callable[[RunConfig, Iterable[str], int], frozenset[str]]) -> int:
+        codec = config.communication.codec
+        return max(len(encode({n: start[n] for n in named(config, start, number)}, codec)) for number in rounds)
+
+    return largest(sent_names), largest(received_names)
 
 
 def _units(config: RunConfig, data: FederatedTokens) -> dict[str, int]:

@@ -187,6 +187,23 @@ def audit(
 
 
 @app.command()
+def merge(
+    adapter: Annotated[Path, typer.Argument(help="Adapter folder of a run.")],
+    base: Annotated[str, typer.Argument(help="Folder of its base model, or package:NAME/folder.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; new or empty.")],
+    device: Device = "auto",
+    debug: Debug = False,
+) -> None:
+    """Fold an adapter into its base model and write the merged model."""
+    with one_line_errors(debug):
+        set_up(debug, None)
+        from common.models.merge import merge_adapter
+
+        merge_adapter(adapter, base, out, device)
+        Console().print(f"Merged model: {out}/", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON schema of a run config."""
     sys.stdout.write(json.dumps(RunConfig.model_json_schema(), indent=2) + "\n")
@@ -214,6 +231,7 @@ def _print_plan(plan: dict[str, Any]) -> None:
         f"{plan['test_rows']:,} test rows, {plan['test_rows_also_in_train']:,} of them also in a training part",
         *plan["simulation"],
         plan["privacy_claim"],
+        *(f"Warning. {sentence}" for sentence in plan["warnings"]),
         *(f"Advice. {sentence}" for sentence in plan["advice"]),
     ):
         console.print(line, markup=False, highlight=False)

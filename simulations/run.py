@@ -7,14 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from client.personal import STATE, PersonalStore, virtual_states
 from common.config.run import RunConfig
 from common.data.tokens import load_federated_tokens
 from common.errors import RunError
 from common.models.folder import model_folder
 from common.models.resident import resident_model
 from common.run_folder import RunFolder
+from common.tensors import Manifest, Tensors
 from server.events import Observer
-from server.federation import RunSettings, run_federation
+from server.federation import Personal, RunSettings, run_federation
 from simulations.cache import token_cache_folder
 from simulations.check import expect_sound
 from simulations.cohort.size import cohort_size
@@ -52,14 +54,27 @@ def simulate(
     """
     data = load_federated_tokens(config.data, config.seed, model_folder(config.model), token_cache_folder())
     chosen = engine or EngineSettings()
+    run_folder = RunFolder(folder)
     chosen = replace(chosen, cohort=cohort_size(chosen.cohort, config, device))
-    with closing(open_engine(chosen, config, len(data.sites), device)) as running:
+    with closing(open_engine(chosen, config, len(data.sites), device, {STATE: str(run_folder.sites)})) as running:
         model = resident_model(config, device)
         expect_sound(config, data, model)
-        settings = RunSettings(RunFolder(folder), resume=resume, device=device, engine=chosen.label(), test=data.test)
+        settings = RunSettings(
+            run_folder, resume=resume, device=device, engine=chosen.label(), test=data.test,
+            personal=_personal(run_folder.sites), settle=virtual_states(run_folder.sites).sync,
+        )  # fmt: skip
         grid = VirtualGrid(running, len(data.sites), watch)
         around, settings = with_faults(grid, config, data.sites, model, FIRST_NODE_ID, settings)
         return run_federation(around, config, settings, observer)
+
+
+def _personal(state: Path) -> Personal:
+    """Return how the coordinator of a simulation looks at what virtual sites keep, to evaluate it."""
+
+    def kept(run: str, number: int, site: str, manifest: Manifest) -> Tensors:
+        return PersonalStore.of_virtual_site(state, site).before(run, number + 1, manifest)
+
+    return kept
 
 
 def new_run_folder(config: RunConfig, runs: Path) -> Path:

@@ -19,6 +19,7 @@ from client.dp.sampling import poisson_batches, shuffled_batches
 from client.dp.step import Capture, DpStep
 from client.site import Site
 from client.training.optimizers import lr_factor, make_optimizer, set_lr
+from client.training.proximal import add_proximal_term
 from client.training.steps import JointStep, PlainStep
 from common.config.run import RunConfig
 from common.errors import RunError
@@ -78,6 +79,7 @@ class SiteRound:
         self.persons = site.persons if config.privacy.unit == "user" else None
         self._parameters, self._config, self._round = parameters, config, round_number
         self._optimizer = make_optimizer(config.training, parameters)
+        add_proximal_term(self._optimizer, config.training.proximal_mu)
         self._steps = _steps(site, config, mechanism)
         self._clip, self._released = _side_answers(config, mechanism, clip_norm)
         self._opened: AbstractContextManager[JointStep]

@@ -17,8 +17,8 @@ class AdapterConfig(Section):
     the classification head on frozen features, a strong baseline under DP."""
     virtual_tokens: Annotated[int, Field(ge=1, le=1024)] = 8
     """Length of the prompt, for kind prompt."""
-    rank: Annotated[int, Field(ge=1, le=1024)] = 8
-    """Rank r of the factors A [r, n] and B [m, r]."""
+    rank: Annotated[int, Field(ge=1, le=65536)] = 8
+    """Rank r of the factors A [r, n] and B [m, r]. What is exported may have more: see docs/aggregation.md."""
     alpha: Annotated[float, Field(gt=0)] = 16.0
     """The product BA is scaled by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -16,6 +16,7 @@ from common.config.federation import (
     EvaluationConfig,
     FederationConfig,
 )
+from common.config.method_rules import expect_method
 from common.config.model import ModelConfig
 from common.config.privacy import PrivacyConfig
 from common.config.section import Section
@@ -54,8 +55,7 @@ class RunConfig(Section):
             raise ValueError("privacy.unit 'user' needs data.person_field; expected the field that names the person")
         if self.adapter.kind == "head_only" and self.data.task != "classification":
             raise ValueError("adapter.kind 'head_only' needs a head; expected data.task 'classification'")
-        if self.adapter.kind == "prompt" and self.aggregation.method == "ffa_lora":
-            raise ValueError("aggregation.method 'ffa_lora' needs LoRA factors; expected 'fedit' for kind 'prompt'")
+        expect_method(self)
         if self.federation.sites_per_round is not None and (
             self.federation.sites_per_round < self.federation.min_sites
         ):

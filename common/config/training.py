@@ -35,6 +35,9 @@ class TrainingConfig(Section):
     """Steps in a round, the same at every site."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None = None
     """Clip the norm of a step's gradient (without DP; under DP see privacy.clip_norm)."""
+    proximal_mu: Annotated[float, Field(ge=0)] = 0.0
+    """μ of FedProx (Li et al. 1812.06127): how strongly a site is held to what it received; 0 is none. It depends on no
+    record, so it costs no privacy."""
     micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Rows computed at once; a step's rows are sorted by length and cut so. auto: at most 64 rows and 1,024 tokens on
     a CPU, 16,384 elsewhere; where rows have to be padded, 4 rows on a CPU, 32 elsewhere."""

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from common.config.adapter import AdapterConfig
 from common.errors import ModelError
+from common.factors import A, B, R, is_fixed
 from common.models.base import BaseModel, Purpose
 from common.models.narrowing import Columns, first_column, last_column
 from common.models.packing import Forward, PackedForward, Start, plain_forward
 from common.models.pooled import MeanPooledClassifier
 from common.models.prompt import PROMPT, expect_promptable, initial_prompt, prompt_forward
+from common.models.side_paths import Corrections, add_cores, spectral_start
 from common.randomness import torch_generator
 from common.tensors import Tensors
 
@@ -35,6 +37,7 @@ class AdaptedModel:
         settings: the PEFT config, for the export.
         device: where it computes.
         forward: how ``module`` gives logits.
+        corrections: to the frozen base, beside its weights.
     """
 
     base: BaseModel
@@ -43,6 +46,7 @@ class AdaptedModel:
     settings: Any
     device: torch.device
     forward: Forward
+    corrections: Corrections
 
     @property
     def packs(self) -> bool:
@@ -50,10 +54,22 @@ class AdaptedModel:
         return isinstance(self.forward, PackedForward)
 
     def load(self, adapter: Mapping[str, Tensor]) -> None:
-        """Copy the values of ``adapter`` into the model; names not in it keep their values."""
+        """Copy the values of ``adapter`` into the model; names not in it keep their values.
+
+        Factors take the rank of what is loaded, whatever it was; the scale α/r stays that of the run. A whole adapter
+        replaces the correction to the base too: one without a correction has none.
+        """
+        if adapter.keys() >= self.parameters.keys():
+            self.corrections.set(adapter, self.device)
         with torch.no_grad():
             for name, value in adapter.items():
-                self.parameters[name].copy_(value)
+                if is_fixed(name):
+                    continue
+                parameter = self.parameters[name]
+                if parameter.shape != value.shape and name.endswith((A, B)):
+                    parameter.grad = None
+                    parameter.data = parameter.new_empty(value.shape)
+                parameter.copy_(value)
 
     def state(self) -> Tensors:
         """Return a copy of the adapter on the CPU, float32."""
@@ -115,8 +131,17 @@ def _base_forward(base: BaseModel, data: Purpose) -> Forward:
     return PackedForward(base.module, base.family.blocks, language_model=language_model, reads=reads)
 
 
-def adapt(base: BaseModel, adapter: AdapterConfig, data: Purpose, device: torch.device) -> AdaptedModel:
+def adapt(
+    base: BaseModel, adapter: AdapterConfig, data: Purpose, device: torch.device, *, core: bool = False
+) -> AdaptedModel:
     """Put LoRA factors or a prompt, and a trainable head, on ``base`` (in place).
+
+    Args:
+        base: the base model.
+        adapter: what to put on it.
+        data: what it is for.
+        device: where it computes.
+        core: whether a core stands between the factors (Fed-SB).
 
     Raises:
         ModelError: for target modules that the model does not have, or a prompt that it has no place for.
@@ -138,6 +163,8 @@ def adapt(base: BaseModel, adapter: AdapterConfig, data: Purpose, device: torch.
             f"adapter.target_modules {targets!r} do not fit the model ({first[:120]}); expected names of its "
             "linear layers. Try 'auto' or 'all-linear'."
         ) from None
+    if core:
+        add_cores(module, _ADAPTER)
     module.to(device)
     parameters = {}
     for name, parameter in module.named_parameters():
@@ -148,7 +175,8 @@ def adapt(base: BaseModel, adapter: AdapterConfig, data: Purpose, device: torch.
         if name.endswith(f".modules_to_save.{_ADAPTER}"):
             layer.register_forward_pre_hook(_in_float32)
     _expect_all_kept(module, parameters, () if adapter.kind == "prompt" else targets)
-    adapted = AdaptedModel(base, module, dict(sorted(parameters.items())), settings, device, forward)
+    corrections = Corrections(module, _ADAPTER)
+    adapted = AdaptedModel(base, module, dict(sorted(parameters.items())), settings, device, forward, corrections)
     adapted.train_only(frozenset(parameters))
     return adapted
 
@@ -199,6 +227,7 @@ def _saved_name(name: str) -> str:
     """The name that PEFT saves a parameter by, from the one it has in the model."""
     if name == f"prompt_encoder.{_ADAPTER}.embedding.weight":
         return PROMPT
+    name = name.replace(f".lora_A.{_ADAPTER}.core.", ".lora_R.").replace(f".lora_A.{_ADAPTER}.outer.", ".lora_A.")
     return name.replace(f".modules_to_save.{_ADAPTER}.", ".").replace(f".{_ADAPTER}.", ".")
 
 
@@ -220,7 +249,8 @@ def initial_adapter(model: AdaptedModel, seed: int) -> Tensors:
 
     A is uniform as in Kaiming initialisation with a = √5 and B is zero, so that BA = 0 (Hu et al. 2106.09685);
     a head keeps pretrained values, and a new one is normal with the model's ``initializer_range``, biases zero;
-    a prompt starts at entries of the vocabulary, see :func:`common.models.prompt.initial_prompt`.
+    a prompt starts at entries of the vocabulary, see :func:`common.models.prompt.initial_prompt`. With a core, A and B
+    are singular vectors of the frozen weight and the core is zero, see :func:`common.models.side_paths.spectral_start`.
 
     Returns:
         Float32 CPU tensors by saved name.
@@ -234,16 +264,42 @@ def initial_adapter(model: AdaptedModel, seed: int) -> Tensors:
         value = torch.zeros(parameter.shape, dtype=torch.float32)
         if name == PROMPT:
             value = initial_prompt(model.base, len(parameter), seed)
-        elif ".lora_A." in name:
-            bound = 1.0 / math.sqrt(parameter.shape[1])
-            value.uniform_(-bound, bound, generator=generator)
-        elif ".lora_B." not in name:
+        elif name.endswith((A, B)) and name[: -len(A)] + R in model.parameters:
+            value = spectral_start(model.module, name, model.settings.r, seed)
+        elif name.endswith(A):
+            value = initial_a(model.settings.r, parameter.shape[1], generator)
+        elif name.endswith(B):
+            value = torch.zeros(len(parameter), model.settings.r)
+        elif not name.endswith(R):
             if name not in untrained:
                 value = _pretrained(model, name)
             elif parameter.dim() > 1:
                 value.normal_(0.0, spread, generator=generator)
         start[name] = value
     return start
+
+
+def initial_a(rank: int, width: int, generator: torch.Generator) -> Tensor:
+    """Return a factor A [rank, width] to start from: uniform within ±1/√width."""
+    bound = 1.0 / math.sqrt(width)
+    return torch.zeros(rank, width).uniform_(-bound, bound, generator=generator)
+
+
+def fresh_factors(adapter: Mapping[str, Tensor], seed: int, number: int) -> Tensors:
+    """Return ``adapter`` with a new A and B = 0 in every layer, for methods whose factors start afresh every round.
+
+    Args:
+        adapter: the whole adapter.
+        seed: of the run.
+        number: of the round; in the first one A is the initial adapter's.
+    """
+    fresh = dict(adapter)
+    for name, value in adapter.items():
+        if name.endswith(A) and number > 1:
+            fresh[name] = initial_a(len(value), value.shape[1], torch_generator(seed, "initial-adapter", name, number))
+        elif name.endswith(B):
+            fresh[name] = torch.zeros_like(value)
+    return fresh
 
 
 def _pretrained(model: AdaptedModel, name: str) -> Tensor:

@@ -19,6 +19,7 @@ from common.config.model import ModelConfig
 from common.config.run import RunConfig
 from common.config.section import Section
 from common.errors import ModelError
+from common.factors import joined
 from common.models.adapter import AdaptedModel, adapt
 from common.models.base import choose_device, load_base
 from common.sources import is_hub
@@ -47,21 +48,28 @@ class About(Section):
     pooling: Literal["family", "mean"] = "family"
     """``model.pooling``. An adapter with "mean" fits :class:`common.models.pooled.MeanPooledClassifier` alone."""
     adapter: AdapterConfig
-    """The ``adapter`` section of the run."""
+    """The ``adapter`` section of the run; rank and alpha are those of the exported factors."""
 
 
 def export_adapter(model: AdaptedModel, adapter: Tensors, config: RunConfig, folder: Path) -> None:
     """Write an adapter folder; an older one of that name is replaced whole.
 
-    It holds PEFT's two files, which ``PeftModel.from_pretrained`` loads, and ``fedtune.json``, see :class:`About`.
+    It holds PEFT's two files, which ``PeftModel.from_pretrained`` loads, and ``fedtune.json``, see :class:`About`. A
+    correction to the base makes an adapter of higher rank, and a core goes into B: see :func:`common.factors.joined`.
 
     Args:
         model: for the PEFT settings and the base's fingerprint.
-        adapter: every adapter tensor by saved name, those that did not travel included.
+        adapter: every adapter tensor by saved name, those that did not travel and a correction included.
         config: the run config.
         folder: where to write.
     """
     settings = {key: _plain(value) for key, value in model.settings.to_dict().items()}
+    weights, rank = joined(adapter)
+    described = config.adapter
+    if rank is not None and rank != settings.get("r"):
+        alpha = settings["lora_alpha"] * rank / settings["r"]
+        settings |= {"r": rank, "lora_alpha": alpha}
+        described = AdapterConfig.model_validate(described.model_dump() | {"rank": rank, "alpha": alpha})
     settings["inference_mode"] = True
     settings["base_model_name_or_path"] = config.model.source if is_hub(config.model.source) else None
     about = About(
@@ -72,11 +80,10 @@ def export_adapter(model: AdaptedModel, adapter: Tensors, config: RunConfig, fol
         prompt_template=config.data.prompt_template,
         max_length=config.data.max_length,
         pooling=config.model.pooling,
-        adapter=config.adapter,
+        adapter=described,
     )
     building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    weights = {name: value.contiguous() for name, value in sorted(adapter.items())}
-    write_atomic(building / WEIGHTS, save(weights, metadata={"format": "pt"}))
+    write_atomic(building / WEIGHTS, save(dict(sorted(weights.items())), metadata={"format": "pt"}))
     write_atomic(building / SETTINGS, _json(settings))
     write_atomic(building / ABOUT, _json(about.model_dump(mode="json")))
     building.chmod(0o755)

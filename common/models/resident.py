@@ -8,6 +8,7 @@ from common.config.adapter import AdapterConfig
 from common.config.data import DataConfig
 from common.config.model import ModelConfig
 from common.config.run import RunConfig
+from common.methods import method_of
 from common.models.adapter import AdaptedModel, adapt
 from common.models.base import choose_device, load_base
 
@@ -17,13 +18,13 @@ def resident_model(config: RunConfig, device: str = "auto") -> AdaptedModel:
 
     Whoever takes it loads the adapter it wants first: nothing is assumed about the values it was left with.
     """
-    return _load(config.model, config.adapter, config.data, device)
+    return _load(config.model, config.adapter, config.data, device, method_of(config).core)
 
 
 @lru_cache(maxsize=1)
-def _load(model: ModelConfig, adapter: AdapterConfig, data: DataConfig, device: str) -> AdaptedModel:
+def _load(model: ModelConfig, adapter: AdapterConfig, data: DataConfig, device: str, core: bool) -> AdaptedModel:
     chosen = choose_device(device)
-    return adapt(load_base(model, data, chosen), adapter, data, chosen)
+    return adapt(load_base(model, data, chosen), adapter, data, chosen, core=core)
 
 
 def clear() -> None:

@@ -30,6 +30,9 @@ NO_NOISE = 1e-9
 
 Watching = Callable[[], AbstractContextManager[Observer]]
 
+AUDITED_METHODS = ("fedit", "ffa_lora")
+"""Aggregation methods whose updates the attack knows how to read."""
+
 
 @dataclass(frozen=True)
 class AuditOptions:
@@ -80,6 +83,11 @@ def run_audit(
         raise ConfigError(
             "privacy.unit is 'site', which protects no record from the coordinator; expected 'example', 'user' or "
             "'none'. The audit measures what the coordinator learns of single records."
+        )
+    if config.aggregation.method not in AUDITED_METHODS:
+        raise ConfigError(
+            f"aggregation.method is {config.aggregation.method!r}; expected one of {', '.join(AUDITED_METHODS)}. The "
+            "attack reads updates that hold the same tensors every round, all of which the coordinator knows."
         )
     plan = plan_guesses(options.guesses, options.canaries)
     RunFolder(folder).expect_free()

@@ -36,10 +36,10 @@ def train_alone(model: AdaptedModel, site: Site, config: RunConfig, start: Mappi
         config: the run config.
         start: every adapter tensor by name, as initialised.
     """
-    names = trained_names(config, start)
     mechanism = plan_mechanism(config, site.num_units(config.privacy.unit))
     adapter, clip_norm = dict(start), None
     for number in range(1, config.federation.rounds + 1):
+        names = trained_names(config, start, number)
         result = train_locally(model, site, config, adapter, names, number, mechanism, clip_norm)
         adapter |= {name: adapter[name] + change for name, change in result.update.items()}
         clip_norm = result.clip_norm

@@ -8,7 +8,7 @@ and, where the joint pass itself fails (memory, as a rule), all that were in it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from client.answers import Assignment, prepare_train, reply_train
 from client.refusals import log_line, refusal_of
@@ -18,6 +18,7 @@ from common.config.run import RunConfig
 from common.models.adapter import AdaptedModel
 from common.models.resident import resident_model
 from common.wire import header_bytes
+from simulations.cache import virtual_node
 from simulations.cohort.training import can_train_together, most_sites, train_together
 from simulations.engines.engine import Answer, Handler, Request
 
@@ -33,10 +34,15 @@ class CohortHandler:
         nodes: number of virtual sites.
         device: to compute on.
         most: most sites that are trained at once.
+        node: further entries of every node's config.
     """
 
-    def __init__(self, alone: Handler, config: RunConfig, nodes: int, device: str, most: int) -> None:
+    def __init__(
+        self, alone: Handler, config: RunConfig, nodes: int, device: str, most: int,
+        node: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         self._alone, self._config, self._nodes, self._device = alone, config, nodes, device
+        self._node = dict(node or {})
         self.most = most
 
     def handle(self, requests: Sequence[Request]) -> Iterator[Answer]:
@@ -58,7 +64,7 @@ class CohortHandler:
             yield from self._trained(assigned[start : start + most], model)
 
     def _prepared(self, request: Request, model: AdaptedModel) -> Assignment:
-        node = {"partition-id": request.node, "num-partitions": self._nodes}
+        node = {**virtual_node(request.node, self._nodes), **self._node}
         site = virtual_site(self._config, node, model)
         return prepare_train(request.header, request.payload, site, self._config, model)
 

@@ -30,6 +30,7 @@ from client.training.site_round import LocalResult, SiteRound
 from client.training.steps import JointStep
 from common.config.run import RunConfig
 from common.data.batches import Collator, Limit, TokenRow, micro_batch_limit, micro_batches
+from common.methods import method_of
 from common.models.adapter import AdaptedModel
 from common.models.frozen import FrozenStates
 from common.models.packing import Start
@@ -51,12 +52,14 @@ def can_train_together(model: AdaptedModel, config: RunConfig, names: frozenset[
     """Whether a run's sites can go through the model together.
 
     They go one by one where the model computes on padded rows (XLNet, a prompt, gradient checkpointing), where
-    something else than linear layers is trained, with dropout, whose masks are seeded by site, and for a head on
-    features that are computed once, which costs no pass at all.
+    something else than linear layers is trained, with dropout, whose masks are seeded by site, at ranks of their own,
+    and for a head on features that are computed once, which costs no pass at all.
     """
     return (
         model.packs
         and config.adapter.dropout == 0
+        and not config.federation.virtual_ranks
+        and not method_of(config).core
         and not may_have_features(model, config)
         and divisible_layers(model, names) is not None
     )

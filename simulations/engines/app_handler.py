@@ -25,15 +25,19 @@ class AppHandler:
         nodes: number of virtual sites.
         run_config: Flower's run config, as a bundle would carry it.
         device: put into every node's config.
+        node: further entries of every node's config.
     """
 
     most = 1
 
-    def __init__(self, app: App, nodes: int, run_config: Mapping[str, str], device: str = "auto") -> None:
+    def __init__(
+        self, app: App, nodes: int, run_config: Mapping[str, str], device: str = "auto",
+        node: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         self._app = app
         self._nodes = nodes
         self._run_config = dict(run_config)
-        self._device = device
+        self._node = {DEVICE: device, **(node or {})}
         identify_process()
 
     def handle(self, requests: Sequence[Request]) -> Iterator[Answer]:
@@ -49,7 +53,7 @@ class AppHandler:
         context = Context(
             run_id=1,
             node_id=node_id,
-            node_config={**virtual_node(request.node, self._nodes), DEVICE: self._device},
+            node_config={**virtual_node(request.node, self._nodes), **self._node},
             state=RecordDict(),
             run_config=dict(self._run_config),
         )

@@ -6,8 +6,9 @@ They cannot change its results; ``cohort`` changes their last bits, as matrix pr
 from __future__ import annotations
 
 import json
+import logging
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from common.errors import ConfigError
 
@@ -72,14 +73,16 @@ class WorkerSettings:
         device: to compute on.
         threads: CPU threads.
         log_level: of Python's logging.
+        node: further entries of every node's config.
         cohort: most virtual sites that are trained in one pass.
     """
 
     config_yaml: str
     nodes: int
     device: str
-    threads: int
-    log_level: int
+    threads: int = 1
+    log_level: int = logging.WARNING
+    node: dict[str, str] = field(default_factory=dict)
     cohort: int = 1
 
     def pack(self) -> bytes:

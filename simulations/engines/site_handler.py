@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import torch
 
@@ -15,7 +16,9 @@ from simulations.engines.engine import Handler
 from simulations.engines.settings import WorkerSettings
 
 
-def site_handler(config_yaml: str, nodes: int, device: str, cohort: int) -> Handler:
+def site_handler(
+    config_yaml: str, nodes: int, device: str, node: Mapping[str, str] | None = None, cohort: int = 1
+) -> Handler:
     """Return the handler of a run's virtual sites.
 
     Every engine makes its handler here, in the process that computes.
@@ -24,12 +27,13 @@ def site_handler(config_yaml: str, nodes: int, device: str, cohort: int) -> Hand
         config_yaml: the run config.
         nodes: number of virtual sites.
         device: to compute on.
+        node: further entries of every node's config.
         cohort: most sites that are trained in one pass.
     """
-    alone = AppHandler(client.app.app, nodes, {CONFIG_YAML: config_yaml}, device)
+    alone = AppHandler(client.app.app, nodes, {CONFIG_YAML: config_yaml}, device, node)
     if cohort == 1:
         return alone
-    return CohortHandler(alone, run_config_of({CONFIG_YAML: config_yaml}), nodes, device, cohort)
+    return CohortHandler(alone, run_config_of({CONFIG_YAML: config_yaml}), nodes, device, cohort, node)
 
 
 def worker_handler(settings: WorkerSettings) -> Handler:
@@ -44,4 +48,4 @@ def worker_handler(settings: WorkerSettings) -> Handler:
     logging.basicConfig(level=settings.log_level, format="%(message)s")
     torch.set_num_threads(settings.threads)
     resident_model(run_config_of({CONFIG_YAML: settings.config_yaml}), settings.device)
-    return site_handler(settings.config_yaml, settings.nodes, settings.device, settings.cohort)
+    return site_handler(settings.config_yaml, settings.nodes, settings.device, settings.node, settings.cohort)

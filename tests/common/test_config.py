@@ -72,7 +72,7 @@ BAD = {
     "duplicate inner key": ("training:\n  lr: 1\n  lr: 2", "line 8", "twice"),
     "tab": ("training:\n\tlr: 1", "line 7", "Indent with spaces"),
     "scalar as section": ("training: 7", "line 6", "section"),
-    "unknown choice": ("aggregation: {method: magic}", "line 6", "'fedit' or 'ffa_lora'"),
+    "unknown choice": ("aggregation: {method: magic}", "line 6", "'fedit', 'ffa_lora',"),
     "two lengths": ("training: {local_epochs: 1, local_steps: 2}", "line 6", "one of them"),
     "two privacy targets": ("privacy: {epsilon: 1, noise_multiplier: 1}", "line 6", "one of them"),
     "weights leak counts": ("aggregation: {weights: examples}", "run.yaml", "uniform"),

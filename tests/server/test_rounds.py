@@ -21,7 +21,7 @@ from server.rounds import Round
 
 BASE, OTHER = "a" * 64, "b" * 64
 ADAPTER: Tensors = {"x.lora_A.weight": torch.ones(2, 3), "x.lora_B.weight": torch.zeros(3, 2)}
-RUN, ADMISSION = "0" * 32, Admission(manifest_of(ADAPTER), "fp32")
+RUN, ADMISSION = "0" * 32, Admission("fp32")
 MECHANISM = MechanismReport(noise_multiplier=1.0, sample_rate=0.1, steps=5)
 
 
@@ -35,7 +35,7 @@ def description(name: str, /, **changes: Any) -> SiteDescription:
 
 def make_round(config: RunConfig, sites: tuple[str, ...] = ("one", "two"), **changes: Any) -> Round:
     cohort = {site: Member(number, description(site, **changes)) for number, site in enumerate(sites)}
-    return Round(1, cohort, ADAPTER, config, Admission.of(config, manifest_of(ADAPTER)), BASE, RUN)
+    return Round(1, cohort, ADAPTER, config, Admission.of(config), BASE, RUN)
 
 
 def reply_to(current: Round, name: str, /, **changes: Any) -> bytes:

@@ -42,15 +42,15 @@ def test_update_is_clipped_to_the_norm_and_shorter_ones_are_kept() -> None:
 
 def test_sum_is_divided_by_the_expected_number_of_sites() -> None:
     private = site_level(expected=4.0)
-    before, mean = {"x": torch.ones(3)}, {"x": torch.tensor([3.0, 1.0, -1.0])}
-    torch.testing.assert_close(private.noised(before, mean, 2, 1)["x"], torch.tensor([2.0, 1.0, 0.0]))
-    torch.testing.assert_close(private.noised(before, before, 0, 1)["x"], before["x"])
+    mean, none = {"x": torch.tensor([2.0, 0.0, -2.0])}, {"x": torch.zeros(3)}
+    torch.testing.assert_close(private.noised(mean, 2, 1)["x"], torch.tensor([1.0, 0.0, -1.0]))
+    torch.testing.assert_close(private.noised(none, 0, 1)["x"], none["x"])
 
 
 def test_noise_has_its_deviation_and_differs_by_round() -> None:
     private = site_level(noise=1.5, clip=0.2, expected=3.0)
     zero = {"x": torch.zeros(1000, 1000)}
-    first, second = (private.noised(zero, zero, 0, number)["x"].double().flatten() for number in (1, 2))
+    first, second = (private.noised(zero, 0, number)["x"].double().flatten() for number in (1, 2))
     assert float(first.std()) == pytest.approx(1.5 * 0.2 / 3.0, rel=0.005)
     assert stats.kstest((first / 0.1).numpy(), "norm").pvalue > 1e-6
     assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 6e-3

@@ -68,7 +68,7 @@ def test_run_leaves_every_file_and_a_whole_summary(make_config: Callable[..., Ru
         assert set(summary[part]["test"]["by_site"]) == set(summary["sites"])
     assert {len(per_round) for per_round in summary["bytes_up"].values()} == {3}
     assert summary["seconds_total"] >= summary["seconds_training"] > 0
-    assert summary["engine"] == "inprocess"
+    assert summary["engine"] == "inprocess, cohorts of 8"
     assert summary["epsilon"] == {}
 
 
@@ -189,13 +189,14 @@ def test_site_that_fails_is_reported_by_code_and_ends_the_run_only_below_min_sit
         return real(header, payload, site, *rest)
 
     monkeypatch.setattr(client.app, "answer_train", failing)
-    simulate(make_config(), tmp_path / "run")
+    alone = EngineSettings(cohort=1)
+    simulate(make_config(), tmp_path / "run", engine=alone)
     record = next(r for r in RunFolder(tmp_path / "run").records() if r["kind"] == "round")
     assert record["sites"]["site 1"]["status"] == "rejected"
     assert record["sites"]["site 1"]["reason"].startswith("refused: the site refused with 'data' at")
     assert "private text" not in (tmp_path / "run" / "metrics.jsonl").read_text()
     with pytest.raises(RunError, match="2 usable updates; expected at least 3"):
-        simulate(make_config(federation={"min_sites": 3}), tmp_path / "strict")
+        simulate(make_config(federation={"min_sites": 3}), tmp_path / "strict", engine=alone)
 
 
 def test_run_with_more_min_sites_than_sites_is_refused(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:

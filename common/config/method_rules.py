@@ -1,0 +1,74 @@
+"""Which aggregation methods go with which adapter, privacy and server optimizer, and why not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from common.factors import A, B
+from common.methods import METHODS, method_of
+
+if TYPE_CHECKING:
+    from common.config.run import RunConfig
+
+
+def expect_method(config: RunConfig) -> None:
+    """Check that the aggregation method makes sense with the rest of the run config.
+
+    Raises:
+        ValueError: naming the two keys and the reason.
+    """
+    name, method = config.aggregation.method, method_of(config)
+    kind = config.adapter.kind
+    if kind != "lora" and name != "fedit":
+        raise ValueError(f"aggregation.method {name!r} needs LoRA factors; expected 'fedit' for kind {kind!r}")
+    if config.privacy.site_level_settings is not None and not method.linear:
+        raise ValueError(
+            f"aggregation.method {name!r} is no sum of updates, so that noise on a sum protects no site; expected one "
+            f"of {_named(linear=True)} under site-level privacy"
+        )
+    if method.core and config.model.quantization != "none":
+        raise ValueError(
+            f"aggregation.method {name!r} starts from singular vectors of the base weights, which "
+            f"quantization {config.model.quantization!r} does not hold; expected 'none'"
+        )
+    optimizer = config.aggregation.server_optimizer
+    if optimizer != "none" and not method.optimizable:
+        raise ValueError(
+            f"aggregation.server_optimizer {optimizer!r} needs an update in the same coordinates every round, which "
+            f"{name!r} does not have; expected one of {_named(optimizable=True)}, or 'none'"
+        )
+    if config.aggregation.robust != "none" and not method.linear:
+        raise ValueError(
+            f"aggregation.robust {config.aggregation.robust!r} takes the place of a weighted mean of updates, which "
+            f"{name!r} does not make; expected one of {_named(linear=True)}, or 'none'"
+        )
+    if config.aggregation.robust != "none" and config.privacy.site_level_settings is not None:
+        raise ValueError(
+            f"aggregation.robust {config.aggregation.robust!r} is set under site-level privacy, whose noise is planned "
+            "for a clipped sum; expected 'none', clipping is on already"
+        )
+    ranks = config.federation.virtual_ranks
+    if min(ranks, default=config.adapter.rank) < config.adapter.rank and not method.mixed_ranks:
+        raise ValueError(
+            f"aggregation.method {name!r} needs all sites at one rank, but federation.virtual_ranks has "
+            f"{min(ranks)} below adapter.rank {config.adapter.rank}; expected one of {_named(mixed_ranks=True)}"
+        )
+
+
+def method_warnings(config: RunConfig) -> tuple[str, ...]:
+    """Return sentences on what is allowed and rarely wise; empty where nothing is."""
+    method, kind = method_of(config), config.adapter.kind
+    found = []
+    both = all(method.trains(f"layer{end}", 1) for end in (A, B))
+    if config.privacy.is_local and kind == "lora" and both:
+        found.append(
+            f"aggregation.method {config.aggregation.method!r} trains A and B under differential privacy: the noise of "
+            "both enters their product, and is amplified. ffa_lora and fedsvd train B alone and learn more under noise."
+        )
+    return tuple(found)
+
+
+def _named(**properties: bool) -> str:
+    """Names of the methods that have these properties."""
+    found = (n for n, m in METHODS.items() if all(getattr(m, key) == value for key, value in properties.items()))
+    return ", ".join(repr(name) for name in found)

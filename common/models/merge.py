@@ -1,0 +1,38 @@
+"""An exported adapter folded into its base model: one folder that any program for the base model loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from common.errors import ModelError
+from common.models.export import load_adapter
+
+
+def merge_adapter(adapter: Path, source: str | Path, folder: Path, device: str = "auto") -> None:
+    """Write the base model with an adapter's products added to its weights, as safetensors with its tokenizer.
+
+    Logits differ from those of base and adapter apart by the rounding of one sum in the base's precision.
+
+    Args:
+        adapter: an adapter folder that :func:`common.models.export.export_adapter` wrote.
+        source: folder of the base model, or ``package:NAME/folder``.
+        folder: where to write; new or empty.
+        device: where to compute.
+
+    Raises:
+        ModelError: for a folder in use, an adapter that is no LoRA one, or one with a head that no class of
+            transformers has.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ModelError(f"{folder} exists and is not empty; expected a new folder. Choose another.")
+    model = load_adapter(adapter, source, device)
+    wrapped: Any = model.module
+    if not hasattr(wrapped, "merge_and_unload") or not hasattr(wrapped.get_base_model(), "save_pretrained"):
+        raise ModelError(
+            f"{adapter} cannot be merged: it is a prompt, or pools by the mean, which no model class of transformers "
+            "does; expected LoRA factors with model.pooling 'family'. Use the adapter folder."
+        )
+    merged = wrapped.merge_and_unload()
+    merged.save_pretrained(folder, safe_serialization=True)
+    model.base.tokenizer.save_pretrained(folder)

@@ -1,0 +1,158 @@
+"""Robust rules: a round's aggregate that some bad sites cannot move far, composed with any linear method.
+
+Sites are compared on what they change in the model, U_k = (α/r)(B_k A_k - B A) of every layer beside the updates of the
+tensors that are no factors, as one long vector: a site can hide in its factors, not there. Distances and norms come
+from one matrix of inner products in float64, and no product is ever formed. With n sites and f bad ones:
+
+=================  =================================================================================  ==============
+rule               aggregate                                                                          holds for
+=================  =================================================================================  ==============
+norm_clip          weighted mean, each update scaled to the cohort's median ‖U‖ at most               f < n / 2
+median             median of each entry of what is sent (Yin et al. 1803.01498)                        f < n / 2
+trimmed_mean       mean of each entry without the f smallest and f largest (same)                      f < n / 2
+geometric_median   Σ β u with β from Weiszfeld's iteration on U, smoothed (RFA, 1912.13445)            f < n / 2
+krum               the update whose n - f - 2 nearest are nearest (Blanchard et al. 2017)              n >= 2f + 3
+multi_krum         weighted mean of the n - f - 2 best by that score                                   n >= 2f + 3
+=================  =================================================================================  ==============
+
+Median and trimmed mean are of entries, and the entries of a product would be a dense matrix: they are taken of what is
+sent, which under methods with one trained factor are the coordinates of the product in a fixed basis. Both ignore
+weights, as a large declared one would outvote the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from common.errors import RunError
+from common.factors import factors_of, is_factor, layers_of
+from common.tensors import Tensors
+from server.aggregation.products import inner_products
+
+ITERATIONS, SMOOTHING = 100, 1e-6
+"""Weiszfeld's iterations, and the distance below which it is smoothed, as a share of the median norm."""
+
+
+def expect_enough_sites(rule: str, bad: int, sites: int, where: str) -> None:
+    """Check a rule's breakdown condition.
+
+    Raises:
+        RunError: if so many bad sites among so many could move the aggregate at will.
+    """
+    least = 2 * bad + (3 if "krum" in rule else 1)
+    if sites < least:
+        raise RunError(
+            f"{where} has {sites} sites but aggregation.robust {rule!r} against {bad} bad ones needs {least}; expected "
+            "at least as many. Ask more sites, or lower aggregation.robust_sites."
+        )
+
+
+def combine(
+    rule: str, bad: int, adapter: Tensors, updates: Mapping[str, Tensors], weights: Mapping[str, float], scale: float
+) -> Tensors:
+    """Return the robust mean update.
+
+    Args:
+        rule: one of :data:`RULES`.
+        bad: f, the number of bad sites it must hold against.
+        adapter: whole adapter of the round.
+        updates: of each site, for what it sent.
+        weights: declared, of each site.
+        scale: α/r.
+
+    Raises:
+        RunError: if the round has too few sites for f.
+    """
+    sites = sorted(updates)
+    expect_enough_sites(rule, bad, len(sites), "the round")
+    share = torch.tensor([weights[site] for site in sites], dtype=torch.float64)
+    ordered = [updates[site] for site in sites]
+    if rule in _BY_ENTRY:
+        return {name: _BY_ENTRY[rule](_stack(ordered, name), bad).float() for name in ordered[0]}
+    gram = change_products(adapter, ordered, scale)
+    coefficients = RULES[rule](gram, share / share.sum(), bad)
+    return {name: torch.einsum("k,k...->...", coefficients, _stack(ordered, name)).float() for name in ordered[0]}
+
+
+def change_products(adapter: Tensors, updates: Sequence[Tensors], scale: float) -> Tensor:
+    """Return ⟨U_i, U_j⟩ of the sites' changes to the model, float64 [n, n]."""
+    count = len(updates)
+    gram = torch.zeros(count, count, dtype=torch.float64)
+    minus = torch.cat([-torch.ones(count, 1), torch.eye(count)], dim=1).double()
+    for layer in layers_of(adapter):
+        own = {name: adapter[name] for name in adapter if name.startswith(f"{layer}.lora_")}
+        local = [{name: v + update[name] if name in update else v for name, v in own.items()} for update in updates]
+        whole = inner_products([factors_of(own, layer), *(factors_of(one, layer) for one in local)])
+        gram += scale**2 * (minus @ whole @ minus.T)
+    for name in updates[0]:
+        if not is_factor(name):
+            rows = _stack(updates, name).flatten(1)
+            gram += rows @ rows.T
+    return gram
+
+
+def _stack(updates: Sequence[Tensors], name: str) -> Tensor:
+    return torch.stack([update[name].double() for update in updates])
+
+
+def _distances(gram: Tensor) -> Tensor:
+    """Squared distances [n, n] from inner products."""
+    own = gram.diagonal()
+    return (own.unsqueeze(0) + own.unsqueeze(1) - 2.0 * gram).clamp(min=0.0)
+
+
+def _norm_clip(gram: Tensor, share: Tensor, bad: int) -> Tensor:
+    norms = gram.diagonal().clamp(min=0.0).sqrt()
+    bound = norms.quantile(0.5)
+    return share * torch.where(norms > bound, bound / norms.clamp(min=1e-300), torch.ones_like(norms))
+
+
+def _geometric_median(gram: Tensor, share: Tensor, bad: int) -> Tensor:
+    floor = SMOOTHING * float(gram.diagonal().clamp(min=0.0).sqrt().quantile(0.5)) + 1e-300
+    weights = share
+    for _ in range(ITERATIONS):
+        middle = gram @ weights
+        square = gram.diagonal() - 2.0 * middle + weights @ middle
+        weights = share / square.clamp(min=0.0).sqrt().clamp(min=floor)
+        weights = weights / weights.sum()
+    return weights
+
+
+def krum_scores(gram: Tensor, bad: int) -> Tensor:
+    """Return each site's sum of squared distances to its n - f - 2 nearest others: [n]."""
+    distances = _distances(gram)
+    distances.fill_diagonal_(torch.inf)
+    nearest = len(gram) - bad - 2
+    return distances.sort(dim=1).values[:, :nearest].sum(dim=1)
+
+
+def _krum(gram: Tensor, share: Tensor, bad: int) -> Tensor:
+    chosen = torch.zeros_like(share)
+    chosen[int(krum_scores(gram, bad).argmin())] = 1.0
+    return chosen
+
+
+def _multi_krum(gram: Tensor, share: Tensor, bad: int) -> Tensor:
+    best = krum_scores(gram, bad).argsort(stable=True)[: len(gram) - bad - 2]
+    chosen = torch.zeros_like(share)
+    chosen[best] = share[best]
+    return chosen / chosen.sum()
+
+
+def _median(rows: Tensor, bad: int) -> Tensor:
+    ordered = rows.sort(dim=0).values
+    return (ordered[(len(rows) - 1) // 2] + ordered[len(rows) // 2]) / 2.0
+
+
+def _trimmed_mean(rows: Tensor, bad: int) -> Tensor:
+    return rows.sort(dim=0).values[bad : len(rows) - bad].mean(dim=0)
+
+
+_BY_ENTRY: dict[str, Callable[[Tensor, int], Tensor]] = {"median": _median, "trimmed_mean": _trimmed_mean}
+RULES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+    "norm_clip": _norm_clip, "geometric_median": _geometric_median, "krum": _krum, "multi_krum": _multi_krum,
+}  # fmt: skip
+"""Rules that give each site a coefficient, from inner products [n, n], weights [n] of sum 1 and f."""

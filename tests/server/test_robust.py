@@ -1,0 +1,183 @@
+"""Robust rules against slow references on dense vectors, against Flower's, and against hostile sites in a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.serverapp.strategy.multikrum import compute_distances, select_multikrum
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from common.codecs.codec import decode, encode
+from common.config.run import RunConfig
+from common.errors import ConfigError, RunError
+from common.factors import B, factors_of, layers_of
+from common.methods import METHODS
+from common.tensors import Tensors, manifest_of
+from server.aggregation.robust import change_products, combine, expect_enough_sites, krum_scores
+from simulations.run import simulate
+from tests.server.factor_rounds import HEAD, FactorRound, random_round
+
+RULES = ["norm_clip", "median", "trimmed_mean", "geometric_median", "krum", "multi_krum"]
+SCALE = 2.0
+LINEAR = sorted(name for name, method in METHODS.items() if method.linear and name != "fedsa_lora")
+
+
+def changes(current: FactorRound) -> Tensor:
+    """Each site's change to the model as one dense float64 vector: [n, d]."""
+    rows = []
+    for site in current.updates:
+        local, parts = current.local(site), []
+        for layer in layers_of(current.adapter):
+            after, before = factors_of(local, layer), factors_of(current.adapter, layer)
+            parts.append(SCALE * (after.b @ after.a - before.b @ before.a).flatten())
+        rows.append(torch.cat([*parts, current.updates[site][HEAD].double().flatten()]))
+    return torch.stack(rows)
+
+
+def combined(rule: str, bad: int, current: FactorRound) -> Tensors:
+    return combine(rule, bad, current.adapter, current.updates, current.weights, SCALE)
+
+
+@pytest.mark.parametrize("method", LINEAR)
+def test_inner_products_are_those_of_the_dense_changes(method: str) -> None:
+    current = random_round(method, 9, 7, [2] * 5, 3)
+    dense = changes(current)
+    torch.testing.assert_close(change_products(current.adapter, list(current.updates.values()), SCALE), dense @ dense.T)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@settings(deadline=None, max_examples=20)
+@given(order=st.permutations(range(7)), seed=st.integers(0, 1000))
+def test_order_of_sites_does_not_change_a_bit(rule: str, order: list[int], seed: int) -> None:
+    current = random_round("fedit", 5, 6, [2] * 7, seed)
+    sites = list(current.updates)
+    shuffled = FactorRound(current.adapter, {sites[i]: current.updates[sites[i]] for i in order}, current.weights)
+    first, second = combined(rule, 1, current), combined(rule, 1, shuffled)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("method", LINEAR)
+def test_equal_updates_give_that_update(rule: str, method: str) -> None:
+    current = random_round(method, 5, 6, [2] * 5, 1)
+    same = FactorRound(current.adapter, dict.fromkeys(current.updates, current.updates["site 0"]), current.weights)
+    for name, value in combined(rule, 1, same).items():
+        torch.testing.assert_close(value, current.updates["site 0"][name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("factor", [1000.0, -1000.0])
+def test_two_of_seven_sites_cannot_move_the_aggregate_far(rule: str, factor: float) -> None:
+    torch.manual_seed(0)
+    current = random_round("ffa_lora", 6, 5, [2] * 7, 2)
+    base = current.updates["site 0"]
+    updates = {s: {n: v + 0.1 * torch.randn_like(v) for n, v in base.items()} for s in current.updates}
+    hostile = updates | {s: {n: factor * v for n, v in updates[s].items()} for s in ("site 2", "site 5")}
+    even = dict.fromkeys(updates, 1.0)
+    size = sum(float(v.square().sum()) for v in base.values()) ** 0.5
+
+    def distance(found: Tensors) -> float:
+        return sum(float((found[n] - base[n]).square().sum()) for n in base) ** 0.5 / size
+
+    got = distance(combined(rule, 2, FactorRound(current.adapter, hostile, even)))
+    plain = distance({n: torch.stack([u[n] for u in hostile.values()]).mean(dim=0) for n in base})
+    assert plain > 100
+    assert got < (0.7 if rule == "norm_clip" else 0.2)
+
+
+def test_krum_is_flowers_where_that_is_exact_enough() -> None:
+    current = random_round("ffa_lora", 6, 5, [2] * 9, 4)
+    dense = changes(current)
+    contents = [RecordDict({"a": ArrayRecord({"w": Array(row.numpy())})}) for row in dense]
+    records = [content.array_records["a"] for content in contents]
+    gram = dense @ dense.T
+    ours = torch.diagonal(gram).unsqueeze(0) + torch.diagonal(gram).unsqueeze(1) - 2 * gram
+    np.testing.assert_allclose(compute_distances(records), ours.numpy(), atol=1e-9)
+    for bad in (0, 1, 2, 3):
+        (theirs,) = select_multikrum(contents, bad, 1)
+        assert contents[int(krum_scores(gram, bad).argmin())] is theirs
+
+
+def test_median_and_trimmed_mean_are_numpys_by_entry() -> None:
+    current = random_round("ffa_lora", 6, 5, [2] * 6, 5)
+    name = "one" + B
+    rows = np.sort(np.stack([update[name].double().numpy() for update in current.updates.values()]), axis=0)
+    np.testing.assert_allclose(combined("median", 1, current)[name], np.median(rows, axis=0), rtol=1e-6)
+    np.testing.assert_allclose(combined("trimmed_mean", 2, current)[name], rows[2:-2].mean(axis=0), rtol=1e-5)
+
+
+def test_geometric_median_minimises_the_sum_of_distances() -> None:
+    current = random_round("ffa_lora", 6, 5, [2] * 5, 6)
+    dense, even = changes(current), dict.fromkeys(current.updates, 1.0)
+    found = combined("geometric_median", 1, FactorRound(current.adapter, current.updates, even))
+    alone = FactorRound(current.adapter, {"site": found}, {"site": 1.0})
+    at = changes(alone)[0]
+    best = float((dense - at).norm(dim=1).sum())
+    torch.manual_seed(0)
+    for step in (1e-1, 1e-2):
+        for _ in range(20):
+            assert float((dense - at - step * torch.randn_like(at)).norm(dim=1).sum()) > best
+
+
+@pytest.mark.parametrize(("rule", "least"), [("median", 5), ("krum", 7), ("multi_krum", 7), ("trimmed_mean", 5)])
+def test_breakdown_condition_is_checked(rule: str, least: int) -> None:
+    expect_enough_sites(rule, 2, least, "a round")
+    with pytest.raises(RunError, match=f"a round has {least - 1} sites .* needs {least}"):
+        expect_enough_sites(rule, 2, least - 1, "a round")
+
+
+def test_rule_that_the_sites_cannot_carry_ends_before_the_first_round(
+    make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    with pytest.raises(RunError, match=r"a round has 3 sites but aggregation\.robust 'krum'"):
+        simulate(make_config(aggregation={"robust": "krum"}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("sections", "rule"),
+    [
+        ({"aggregation": {"method": "flora", "robust": "median"}}, "takes the place of a weighted mean"),
+        ({"aggregation": {"robust": "median"}, "privacy": {"unit": "site"}}, "under site-level privacy"),
+    ],
+)
+def test_rule_is_refused_where_it_makes_no_sense(
+    make_config: Callable[..., RunConfig], sections: dict[str, Any], rule: str
+) -> None:
+    with pytest.raises(ConfigError, match=rule):
+        make_config(**sections)
+
+
+@pytest.mark.parametrize("method", ["fedit", "ffa_lora", "rolora", "fedsvd"])
+def test_hostile_site_spoils_a_run_without_a_rule_and_not_with_one(
+    make_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    import client.app
+
+    real = client.app.answer_train
+
+    def scaling(header: bytes, payload: bytes, site: Any, *rest: Any) -> Any:
+        reply, update = real(header, payload, site, *rest)
+        if site.name != "site 1":
+            return reply, update
+        from safetensors.torch import load
+
+        sent = load(update)
+        return reply, encode({n: -300.0 * v for n, v in decode(update, manifest_of(sent), "fp32").items()}, "fp32")
+
+    def loss(name: str, **keys: Any) -> float:
+        config = make_config(aggregation={"method": method, **keys}, federation={"rounds": 2})
+        summary = simulate(config, tmp_path / name)
+        return float(summary["metrics_after"]["test"]["overall"]["loss"])
+
+    honest = loss("honest")
+    monkeypatch.setattr(client.app, "answer_train", scaling)
+    assert abs(loss("median", robust="median") - honest) < 0.3 < loss("spoilt") - honest
