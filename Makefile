@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: simulate test test-quick check lint format bench mutants results lock clean
+.PHONY: simulate test test-quick check lint format bench bench-gpu mutants results lock clean
 
 simulate: $(VENV)/.quickstart  ## install, then fine-tune across eight virtual hospital sites
 	$(BIN)/fedtune-sim run configs/quickstart.yaml
@@ -27,8 +27,11 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev  ## time the harness and the DP step against plain ones; prints a table, writes bench.json
+bench: $(VENV)/.dev  ## measure against a plain loop, Flower's simulation and the arithmetic limit; prints a table, writes bench.json
 	$(BIN)/python -m simulations.benchmarks
+
+bench-gpu: $(VENV)/.dev  ## the same on a GPU with a model of 1B's shape; without one it says so
+	$(BIN)/python -m simulations.benchmarks.gpu
 
 mutants: $(VENV)/.dev  ## plant nine privacy bugs, one at a time, and check that the tests catch each
 	$(BIN)/python -m tests.mutants

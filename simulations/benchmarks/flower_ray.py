@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,12 +51,14 @@ class FlowerRun:
     Attributes:
         wall_s: from the call of Flower's simulation to its return, its start included, imports not.
         first_round_s: the part until the first round was complete: start of Ray and of its actors, and one round.
+        cpu_s: CPU seconds in that time of all its processes: driver, Ray's services and actors.
         messages: training messages answered.
         loss: mean training loss of the last round.
     """
 
     wall_s: float
     first_round_s: float
+    cpu_s: float
     messages: int
     loss: float
 
@@ -128,12 +131,13 @@ def _run(config: RunConfig, cached: bool, workers: int) -> FlowerRun:
         strategy.start(
             grid=grid, initial_arrays=ArrayRecord(dict(first)), num_rounds=config.federation.rounds, timeout=LIMIT_S
         )
+        seen["cpu"] = _family_cpu_seconds()  # Ray's processes are still there
 
     backend: Any = {
         "init_args": {"num_cpus": workers, "include_dashboard": False, "_node_ip_address": "127.0.0.1"},
         "client_resources": {"num_cpus": 1.0, "num_gpus": 0.0},
     }
-    began = time.perf_counter()
+    cpu, began = _family_cpu_seconds(), time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         run_simulation(server, client_app(dump_run_config(config), cached), len(sites), backend_config=backend)
@@ -141,7 +145,20 @@ def _run(config: RunConfig, cached: bool, workers: int) -> FlowerRun:
     wanted = config.federation.rounds * (config.federation.sites_per_round or len(sites))
     if seen["messages"] != wanted:
         raise RunError(f"{seen['messages']} of {wanted} messages were answered; expected all. See Flower's log.")
-    return FlowerRun(ended - began, seen["first"] - began, seen["messages"], seen["loss"])
+    return FlowerRun(ended - began, seen["first"] - began, seen["cpu"] - cpu, seen["messages"], seen["loss"])
+
+
+def _family_cpu_seconds() -> float:
+    """CPU seconds so far of this process and of those below it that are alive."""
+    import psutil
+
+    own = psutil.Process()
+    total = 0.0
+    for process in (own, *own.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
 
 
 def main(

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from torch.nn import functional
 
 from common.config.load import load_run_config
 from common.config.run import RunConfig
@@ -27,6 +26,7 @@ from common.models.base import choose_device, load_base
 from common.randomness import torch_generator
 from common.tasks.catalog import TASKS
 from common.tensors import Tensors, l2_norm, subtract
+from server.events import Observer
 from simulations.benchmarks.measure import Measurement, in_pairs
 from simulations.engines.settings import EngineSettings
 from simulations.run import simulate
@@ -62,26 +62,57 @@ class _Side:
         self.adapter = self._work(self._config)
 
 
-def run_plain_loop(config: RunConfig) -> Tensors:
-    """Do a run's local steps in one loop and return the averaged adapter, weighted by rows."""
-    load_federated_data.cache_clear()
-    data = load_federated_data(config.data, config.seed).train
-    device = choose_device()
-    model = adapt(load_base(config.model, config.data, device), config.adapter, config.data, device)
-    tokenizer = model.base.tokenizer
-    rows = {site: TASKS[config.data.task].tokenise(data[site], tokenizer, config.data) for site in data}
-    collate = Collator(tokenizer.pad_token_id, model.base.family.padding_side)
-    adapter = initial_adapter(model, config.seed)
-    total = sum(map(len, rows.values()))
-    for round_number in range(1, config.federation.rounds + 1):
-        mean = {name: torch.zeros_like(value) for name, value in adapter.items()}
-        for site, own in rows.items():
-            model.load(adapter)
-            order = torch_generator(config.seed, "order", round_number, site)
-            _train_epoch(model.module, list(model.parameters.values()), own, collate, config, order)
-            for name, value in model.state().items():
-                mean[name] += value * (len(own) / total)
-        adapter = mean
+class PlainSites:
+    """The plain loop's model and rows, loaded once.
+
+    Args:
+        config: the run config.
+        device: to compute on.
+    """
+
+    def __init__(self, config: RunConfig, device: str = "auto") -> None:
+        load_federated_data.cache_clear()
+        data = load_federated_data(config.data, config.seed).train
+        chosen = choose_device(device)
+        self._config = config
+        self._model = adapt(load_base(config.model, config.data, chosen), config.adapter, config.data, chosen)
+        tokenizer = self._model.base.tokenizer
+        self.rows = {site: TASKS[config.data.task].tokenise(data[site], tokenizer, config.data) for site in data}
+        self._collate = Collator(tokenizer.pad_token_id, self._model.base.family.padding_side)
+
+    def first(self) -> Tensors:
+        """Return the adapter that training starts from."""
+        return initial_adapter(self._model, self._config.seed)
+
+    def add_round(self, number: int, adapter: Tensors, sites: Iterable[str]) -> Tensors:
+        """Train ``sites`` from ``adapter``, one after the other, and return the sum of their weighted adapters."""
+        total = sum(map(len, self.rows.values()))
+        added = {name: torch.zeros_like(value) for name, value in adapter.items()}
+        for site in sites:
+            own = self.rows[site]
+            self._model.load(adapter)
+            order = torch_generator(self._config.seed, "order", number, site)
+            parameters = list(self._model.parameters.values())
+            _train_epoch(self._model.module, parameters, own, self._collate, self._config, order)
+            for name, value in self._model.state().items():
+                added[name] += value * (len(own) / total)
+        return added
+
+
+def run_plain_loop(config: RunConfig, device: str = "auto", started: Callable[[], None] | None = None) -> Tensors:
+    """Do a run's local steps in one loop and return the averaged adapter, weighted by rows.
+
+    Args:
+        config: the run config.
+        device: to compute on.
+        started: called once model and rows are there.
+    """
+    sites = PlainSites(config, device)
+    adapter = sites.first()
+    if started is not None:
+        started()
+    for number in range(1, config.federation.rounds + 1):
+        adapter = sites.add_round(number, adapter, sites.rows)
     return adapter
 
 
@@ -96,17 +127,20 @@ def _train_epoch(
     for start in range(0, len(rows), size):
         batch = collate([rows[index] for index in shuffled[start : start + size]]).to(parameters[0].device)
         logits = module(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-        functional.cross_entropy(logits, batch.targets).backward()  # type: ignore[no-untyped-call]
+        loss = TASKS[config.data.task].loss_per_sequence(logits.float(), batch).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
 
-def run_fedtune(config: RunConfig, engine: EngineSettings | None = None) -> Tensors:
+def run_fedtune(
+    config: RunConfig, engine: EngineSettings | None = None, device: str = "auto", observer: Observer | None = None
+) -> Tensors:
     """Do the same as a federation and return the adapter it exports."""
     from safetensors.torch import load_file
 
     load_federated_tokens.cache_clear()
     resident.clear()
     with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, {"FEDTUNE_CACHE": folder}):
-        simulate(config, Path(folder) / "run", engine=engine)
+        simulate(config, Path(folder) / "run", engine=engine, device=device, observer=observer)
         return load_file(Path(folder) / "run" / "adapter" / "adapter_model.safetensors")

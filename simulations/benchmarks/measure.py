@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 
@@ -65,3 +66,37 @@ def _timed(work: Callable[[], None]) -> tuple[float, float]:
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - wall, time.process_time() - cpu
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """What a piece of work took.
+
+    Attributes:
+        wall: seconds.
+        cpu: CPU seconds of this process and of children that ended meanwhile.
+    """
+
+    wall: float
+    cpu: float
+
+
+def seconds_of(work: Callable[[], object]) -> Seconds:
+    """Do ``work`` once and return what it took, worker processes included."""
+    wall, cpu = time.perf_counter(), cpu_seconds()
+    work()
+    return Seconds(time.perf_counter() - wall, cpu_seconds() - cpu)
+
+
+def cpu_seconds() -> float:
+    """CPU seconds of this process and of its children that have ended."""
+    return sum(os.times()[:4])
+
+
+def in_turns(sides: Mapping[str, Callable[[], Seconds]], turns: int) -> dict[str, list[Seconds]]:
+    """Run every side once a turn, in alternating order; nothing is run untimed, as whole runs start cold anyway."""
+    found: dict[str, list[Seconds]] = {name: [] for name in sides}
+    for turn in range(turns):
+        for name in sides if turn % 2 == 0 else reversed(list(sides)):
+            found[name].append(sides[name]())
+    return found

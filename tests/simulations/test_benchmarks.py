@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
-from typer import Typer
-from typer.testing import CliRunner
 
 from client.dp.step import DpStep
 from common.config.run import RunConfig
@@ -23,7 +19,6 @@ from common.privacy.planning import plan_mechanism
 from common.randomness import CryptoStream
 from common.tasks.catalog import TASKS
 from common.tensors import Tensors, l2_norm
-from simulations.benchmarks import __main__ as bench
 from simulations.benchmarks.dp import CASES, Case, case_config, dp_figures
 from simulations.benchmarks.flower_ray import flower_seconds
 from simulations.benchmarks.ghost import GhostStep
@@ -146,19 +141,6 @@ def test_flowers_simulation_does_the_same_steps_as_the_plain_loop(make_config: C
             .tolist()
         )
     assert done.loss == pytest.approx(sum(losses) / len(losses), rel=1e-4)
-
-
-def test_records_are_written_one_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures = [Measurement(name, 1.0, 1.0, 1.0, "s", 3) for name in ("a", "b")]
-    monkeypatch.setattr(bench, "dp_figures", lambda *_: iter(figures))
-    app = Typer()
-    app.command()(bench.main)
-    done = CliRunner().invoke(app, ["--only", "dp", "--out", str(tmp_path / "bench.json")])
-    assert done.exit_code == 0, done.output
-    lines = (tmp_path / "bench.json").read_text().splitlines()
-    assert [json.loads(line.rstrip(","))["name"] for line in lines[1:-1]] == ["a", "b"]
-    assert len(json.loads("".join(lines))) == 2
-    assert CliRunner().invoke(app, ["--only", "dq"]).exit_code == 2
 
 
 def test_cases_are_those_of_the_targets() -> None:

@@ -1,0 +1,72 @@
+"""The works of the benchmark table, as run configs, and how much of them is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.config.run import RunConfig
+from simulations.benchmarks.cohort import small_sites
+from simulations.benchmarks.harness import benchmark_config
+from simulations.benchmarks.step_work import with_overrides
+
+ROOT = Path(__file__).resolve().parents[2]
+EVERY_ROW = 100_000
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured.
+
+    Attributes:
+        rows: most rows of a real site.
+        rounds: of (a) and (c).
+        sites: virtual sites of (b).
+        virtual_rounds: of (b).
+        pairs: turns of whole runs.
+        steps: pairs of single steps.
+        workers: processes where there are several.
+        idle_sites: of (d).
+        clients: of (e).
+        scale_rounds: of (e).
+    """
+
+    rows: int = EVERY_ROW
+    rounds: int = 5
+    sites: int = 200
+    virtual_rounds: int = 3
+    pairs: int = 1
+    steps: int = 5
+    workers: int = 2
+    idle_sites: int = 1000
+    clients: int = 10_000
+    scale_rounds: int = 20
+
+    def text(self) -> str:
+        """Say it in a line, for the table's title."""
+        rows = "all rows" if self.rows >= EVERY_ROW else f"at most {self.rows} rows a site"
+        return (
+            f"(a) and (c): {rows}, {self.rounds} rounds; (b): {self.sites} sites, {self.virtual_rounds} rounds; "
+            f"(e): {self.clients} clients, {self.scale_rounds} rounds; whole runs {self.pairs} x, steps {self.steps} x"
+        )
+
+
+QUICK = Extent(
+    rows=16, rounds=1, sites=24, virtual_rounds=1, pairs=1, steps=3, idle_sites=200, clients=1000, scale_rounds=2
+)
+
+
+def real_sites(extent: Extent) -> RunConfig:
+    """Work (a): the products' reviews as sites, without DP."""
+    return benchmark_config(ROOT, extent.rows, extent.rounds)[1]
+
+
+def private_sites(config: RunConfig) -> RunConfig:
+    """Work (c): ``config`` with example-level DP; nothing has to be calibrated."""
+    privacy = "privacy={unit: example, noise_multiplier: 1.0, delta: 1.0e-3, clip_norm: 0.1}"
+    return with_overrides(config, [privacy, "aggregation={method: fedit, weights: uniform}"])
+
+
+def virtual_sites(extent: Extent) -> RunConfig:
+    """Work (b): small virtual sites of 8 rows, one step each."""
+    return small_sites(ROOT, extent.sites, 8, extent.virtual_rounds, private=False)
