@@ -93,8 +93,10 @@ GRIDS: dict[str, Grid] = {
         epsilons=(None, 8.0, 3.0, 1.0),
         tuned={
             ("head only", 1.0): ("training.lr=100",),
-            ("FFA-LoRA", 1.0): (_SLOWER,),
-            ("FedIT", 1.0): (_SLOWER,),
+            ("FFA-LoRA", 3.0): _FEWER,
+            ("FedIT", 3.0): _FEWER,
+            ("FFA-LoRA", 1.0): (_SLOWER, *_FEWER),
+            ("FedIT", 1.0): (_SLOWER, *_FEWER),
         },
     ),
 }
