@@ -18,7 +18,19 @@ from common.config.run import RunConfig
 from common.console import INTERRUPTED, error_console, new_app, one_line_errors
 from simulations.commands.baselines import baselines
 from simulations.commands.compare import compare
-from simulations.commands.options import AsJson, Config, Debug, Device, Overrides, Threads, set_up
+from simulations.commands.options import (
+    Address,
+    AsJson,
+    Cohort,
+    Config,
+    Debug,
+    Device,
+    Engine,
+    Overrides,
+    Threads,
+    Workers,
+    set_up,
+)  # fmt: skip
 from simulations.commands.report import report
 from simulations.commands.sweep import sweep
 
@@ -42,17 +54,10 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the run folder.")] = False,
     device: Device = "auto",
     threads: Threads = None,
-    engine: Annotated[
-        str, typer.Option(help="What computes the sites: inprocess, processes or ray. It cannot change results.")
-    ] = "inprocess",
-    workers: Annotated[
-        int | None, typer.Option(help="Processes or actors; default: one a GPU, else one a core, at most 8.")
-    ] = None,
-    address: Annotated[str | None, typer.Option(help="Of a running Ray cluster, for engine ray.")] = None,
-    cohort: Annotated[
-        str,
-        typer.Option(help="Sites trained in one pass: a number, 1 for one by one, or auto for the fastest."),
-    ] = "auto",
+    engine: Engine = "inprocess",
+    workers: Workers = None,
+    address: Address = None,
+    cohort: Cohort = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the run folder alone.")] = False,
     debug: Debug = False,
 ) -> None:

@@ -41,7 +41,7 @@ from simulations.baselines.work import (
     scores_of,
 )
 from simulations.study.intervals import mcnemar, over_seeds, paired_gain
-from simulations.study.runs import Watching, unwatched
+from simulations.study.runs import HERE, Compute, Watching, unwatched
 
 FILE = "baselines.json"
 SMALL = 50
@@ -55,7 +55,7 @@ def run_baselines(
     seeds: Sequence[int],
     folder: Path,
     *,
-    device: str = "auto",
+    compute: Compute = HERE,
     watching: Watching = unwatched,
     saying: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def run_baselines(
             is trained; data are the same in all.
         seeds: of the runs.
         folder: of the baselines; what is complete in it is not repeated.
-        device: to compute on.
+        compute: where runs and the rest compute.
         watching: who is told of the federated runs.
         saying: told of everything else as it begins.
 
@@ -75,7 +75,7 @@ def run_baselines(
     """
     _expect_paired(configs)
     work = plan_work(configs, seeds, folder)
-    do_work(work, folder, device=device, watching=watching, saying=saying)
+    do_work(work, folder, compute=compute, watching=watching, saying=saying)
     figures = _figures(configs, seeds, _loaded(work, seeds))
     write_atomic(folder / FILE, (json.dumps(figures, indent=2, ensure_ascii=False) + "\n").encode())
     return figures

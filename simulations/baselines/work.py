@@ -29,7 +29,7 @@ from common.tensors import Tensors
 from server.checkpoint import load_checkpoint
 from simulations.baselines.alone import alone_config, pooled_config, pooled_site, train_alone
 from simulations.baselines.scores import Scores, load_scores, save_scores
-from simulations.study.runs import PlannedRun, Watching, do_missing, run_one
+from simulations.study.runs import Compute, PlannedRun, Watching, do_missing, run_one
 
 BASE, ALONE, HEAD_ONLY, JOINED, POOLED = NAMES = ("base", "alone", "head_only", "joined", "pooled")
 TITLES = {
@@ -92,14 +92,14 @@ def baseline_configs(config: RunConfig) -> dict[str, RunConfig]:
 
 
 def do_work(
-    work: Sequence[Work], folder: Path, *, device: str, watching: Watching, saying: Callable[[str], None]
+    work: Sequence[Work], folder: Path, *, compute: Compute, watching: Watching, saying: Callable[[str], None]
 ) -> None:
     """Train and score what is missing; several processes may work side by side.
 
     Args:
         work: what is to be there.
         folder: of the baselines.
-        device: to compute on.
+        compute: where the runs compute; the other work in this process, on its device.
         watching: who is told of the federated runs.
         saying: told of everything else as it begins.
     """
@@ -107,9 +107,9 @@ def do_work(
     def do(one: Work) -> None:
         if one.name not in (JOINED, HEAD_ONLY):
             saying(one.title)
-        adapter = _trained(one, folder, device, watching)
+        adapter = _trained(one, folder, compute, watching)
         data = load_federated_data(one.config.data, one.config.seed)
-        evaluator = Evaluator(resident_model(one.config, device), one.config, data.test)
+        evaluator = Evaluator(resident_model(one.config, compute.device), one.config, data.test)
         save_scores(one.path, evaluator.row_sums(adapter), one.config)
 
     try:
@@ -124,15 +124,15 @@ def scores_of(work: Work) -> Scores:
     return load_scores(work.path, work.config, [site for site in test for _ in test[site]])
 
 
-def _trained(work: Work, folder: Path, device: str, watching: Watching) -> Tensors:
+def _trained(work: Work, folder: Path, compute: Compute, watching: Watching) -> Tensors:
     config = work.config
     if work.name in (JOINED, HEAD_ONLY):
         run = PlannedRun(TITLES[work.name], config, folder / "runs" / f"{work.name}--{config.seed}")
         with watching(run) as observer:
-            run_one(run, observer, device)
-        start = initial_adapter(resident_model(config, device), config.seed)
+            run_one(run, observer, compute)
+        start = initial_adapter(resident_model(config, compute.device), config.seed)
         return {**start, **load_checkpoint(RunFolder(run.folder).checkpoint).adapter}
-    model = resident_model(config, device)
+    model = resident_model(config, compute.device)
     start = initial_adapter(model, config.seed)
     if work.name == BASE:
         return start

@@ -12,7 +12,20 @@ import typer
 
 from common.console import one_line_errors
 from common.errors import ConfigError
-from simulations.commands.options import AsJson, Config, Debug, Device, Overrides, Seeds, Threads, set_up
+from simulations.commands.options import (
+    Address,
+    AsJson,
+    Cohort,
+    Config,
+    Debug,
+    Device,
+    Engine,
+    Overrides,
+    Seeds,
+    Threads,
+    Workers,
+    set_up,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from common.config.run import RunConfig
@@ -35,6 +48,10 @@ def baselines(
     out: Annotated[Path | None, typer.Option(help="Folder; default: runs/<name>-baselines.")] = None,
     device: Device = "auto",
     threads: Threads = None,
+    engine: Engine = "inprocess",
+    workers: Workers = None,
+    address: Address = None,
+    cohort: Cohort = "auto",
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -53,14 +70,17 @@ def baselines(
         from simulations.baselines.pictures import baseline_pictures
         from simulations.baselines.tables import baseline_tables
         from simulations.commands.progress import RunLines, kept_on_interrupt
+        from simulations.engines.settings import EngineSettings, asked_cohort
         from simulations.report.write import write_report
+        from simulations.study.runs import Compute
 
         configs = _configs(config, tuple(overrides or ()), tuple(changes or ()))
         folder = Path("runs") / f"{configs['joined'].name}-baselines" if out is None else out
         console = Console(quiet=as_json)
+        compute = Compute(device, EngineSettings(engine, workers, threads, address, asked_cohort(cohort)))
         with kept_on_interrupt():
             lines = RunLines(console)
-            figures = run_baselines(configs, range(seeds), folder, device=device, watching=lines, saying=lines.say)
+            figures = run_baselines(configs, range(seeds), folder, compute=compute, watching=lines, saying=lines.say)
             for picture in baseline_pictures(figures):
                 picture.save(folder)
             write_report(folder)

@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from common.console import one_line_errors
-from simulations.commands.options import AsJson, Debug, Device, Overrides, Seeds, Threads, set_up
+from simulations.commands.options import (
+    Address,
+    AsJson,
+    Cohort,
+    Debug,
+    Device,
+    Engine,
+    Overrides,
+    Seeds,
+    Threads,
+    Workers,
+    set_up,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from simulations.study.variants import Variant
@@ -34,6 +46,10 @@ def compare(
     ] = None,
     device: Device = "auto",
     threads: Threads = None,
+    engine: Engine = "inprocess",
+    workers: Workers = None,
+    address: Address = None,
+    cohort: Cohort = "auto",
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -52,14 +68,17 @@ def compare(
         from simulations.compare.compare import compare as run_comparison
         from simulations.compare.pictures import comparison_pictures
         from simulations.compare.tables import comparison_tables
+        from simulations.engines.settings import EngineSettings, asked_cohort
         from simulations.report.write import write_report
+        from simulations.study.runs import Compute
         from simulations.study.variants import parse_variants
 
         chosen = parse_variants(variants, overrides or ())
         folder = _default_folder(chosen) if out is None else out
         console = Console(quiet=as_json)
+        compute = Compute(device, EngineSettings(engine, workers, threads, address, asked_cohort(cohort)))
         with kept_on_interrupt():
-            done = run_comparison(chosen, range(seeds), folder, device=device, watching=RunLines(console))
+            done = run_comparison(chosen, range(seeds), folder, compute=compute, watching=RunLines(console))
             for picture in comparison_pictures(done):
                 picture.save(folder)
             write_report(folder)

@@ -22,6 +22,16 @@ Threads = Annotated[
     int | None,
     typer.Option(min=1, help="CPU threads, of each worker where there are several; default: the cores shared out."),
 ]
+Engine = Annotated[
+    str, typer.Option(help="What computes the sites: inprocess, processes or ray. It cannot change results.")
+]
+Workers = Annotated[
+    int | None, typer.Option(help="Processes or actors; default: one a GPU, else one a core, at most 8.")
+]
+Address = Annotated[str | None, typer.Option(help="Of a running Ray cluster, for engine ray.")]
+Cohort = Annotated[
+    str, typer.Option(help="Sites trained in one pass: a number, 1 for one by one, or auto for the fastest.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and log in detail.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Seeds = Annotated[int, typer.Option(min=1, max=100, help="Seeds, from 0; each is a run of its own.")]

@@ -11,7 +11,17 @@ import typer
 
 from common.console import one_line_errors
 from common.errors import ConfigError
-from simulations.commands.options import AsJson, Debug, Device, Threads, set_up
+from simulations.commands.options import (
+    Address,
+    AsJson,
+    Cohort,
+    Debug,
+    Device,
+    Engine,
+    Threads,
+    Workers,
+    set_up,
+)  # fmt: skip
 
 Settings = Annotated[
     list[str] | None,
@@ -45,6 +55,10 @@ def sweep(
     out: Annotated[Path | None, typer.Option(help="Sweep folder; default: runs/<name>-sweep.")] = None,
     device: Device = "auto",
     threads: Threads = None,
+    engine: Engine = "inprocess",
+    workers: Workers = None,
+    address: Address = None,
+    cohort: Cohort = "auto",
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -61,7 +75,9 @@ def sweep(
         from rich.console import Console
 
         from simulations.commands.progress import RunLines, kept_on_interrupt
+        from simulations.engines.settings import EngineSettings, asked_cohort
         from simulations.report.write import write_report
+        from simulations.study.runs import Compute
         from simulations.sweep.pictures import sweep_pictures
         from simulations.sweep.plan import load_plan
         from simulations.sweep.search import run_search
@@ -74,8 +90,9 @@ def sweep(
         plan = load_plan(config, settings or (), {key: value for key, value in given.items() if value is not None})
         folder = Path("runs") / f"{plan.base().name}-sweep" if out is None else out
         console = Console(quiet=as_json)
+        compute = Compute(device, EngineSettings(engine, workers, threads, address, asked_cohort(cohort)))
         with kept_on_interrupt():
-            result = run_search(plan, folder, device=device, watching=RunLines(console))
+            result = run_search(plan, folder, compute=compute, watching=RunLines(console))
             for picture in sweep_pictures(result):
                 picture.save(folder)
             write_report(folder)

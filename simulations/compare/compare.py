@@ -24,7 +24,7 @@ from common.errors import ConfigError
 from common.tasks.catalog import TASKS
 from simulations.study.curves import Point, curve
 from simulations.study.intervals import over_seeds
-from simulations.study.runs import PlannedRun, Watching, plan_runs, run_missing, unwatched
+from simulations.study.runs import HERE, Compute, PlannedRun, Watching, plan_runs, run_missing, unwatched
 from simulations.study.variants import Variant
 
 FILE = "compare.json"
@@ -48,7 +48,7 @@ def compare(
     seeds: Sequence[int],
     folder: Path,
     *,
-    device: str = "auto",
+    compute: Compute = HERE,
     watching: Watching = unwatched,
 ) -> Comparison:
     """Run what is missing and compare; write ``compare.json``.
@@ -57,7 +57,7 @@ def compare(
         variants: what is compared.
         seeds: the same for all.
         folder: of the comparison; runs that are complete in it are not repeated.
-        device: to compute on.
+        compute: where the runs compute.
         watching: who is told of each run.
 
     Raises:
@@ -65,7 +65,7 @@ def compare(
     """
     _expect_comparable(variants)
     planned = plan_runs(folder / "runs", [(variant.label, variant.config) for variant in variants], seeds)
-    run_missing(planned, device=device, watching=watching)
+    run_missing(planned, compute=compute, watching=watching)
     figures: dict[str, Any] = {
         "kind": "compare",
         "headline": TASKS[variants[0].config.data.task].headline,

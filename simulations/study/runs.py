@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from common.config.run import RunConfig
 from common.errors import ConfigError, RunError
 from common.run_folder import RunFolder
 from server.events import Observer
+from simulations.engines.settings import EngineSettings
 from simulations.run import simulate
 from simulations.study.variants import slug
 
@@ -70,6 +71,22 @@ class PlannedRun:
             )
 
 
+@dataclass(frozen=True)
+class Compute:
+    """Where runs compute; it cannot change their results.
+
+    Attributes:
+        device: to compute on.
+        engine: what computes the sites.
+    """
+
+    device: str = "auto"
+    engine: EngineSettings = field(default_factory=EngineSettings)
+
+
+HERE = Compute()
+"""In this process, on the device that is there."""
+
 Task = TypeVar("Task")
 
 Watching = Callable[[PlannedRun], AbstractContextManager[Observer]]
@@ -97,7 +114,7 @@ def plan_runs(folder: Path, configs: Sequence[tuple[str, RunConfig]], seeds: Seq
     ]
 
 
-def run_missing(planned: Sequence[PlannedRun], *, device: str = "auto", watching: Watching = unwatched) -> None:
+def run_missing(planned: Sequence[PlannedRun], *, compute: Compute = HERE, watching: Watching = unwatched) -> None:
     """Run what is not complete; what another process is at is waited for, and taken over should that process end.
 
     Raises:
@@ -106,7 +123,7 @@ def run_missing(planned: Sequence[PlannedRun], *, device: str = "auto", watching
 
     def run(missing: PlannedRun) -> None:
         with watching(missing) as observer:
-            run_one(missing, observer, device)
+            run_one(missing, observer, compute)
 
     do_missing(planned, lambda one: one.summary() is not None, lambda one: one.folder, run)
 
@@ -136,7 +153,7 @@ def do_missing(
         pending = left
 
 
-def run_one(run: PlannedRun, observer: Observer | None, device: str = "auto") -> dict[str, Any]:
+def run_one(run: PlannedRun, observer: Observer | None, compute: Compute = HERE) -> dict[str, Any]:
     """Run, or go on with, a run whose lock is held; return its summary."""
     done = run.summary()
     if done is not None:
@@ -147,7 +164,9 @@ def run_one(run: PlannedRun, observer: Observer | None, device: str = "auto") ->
         _remove_unstarted(run.folder)
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        return simulate(run.config, run.folder, resume=resume, device=device, observer=observer)
+        return simulate(
+            run.config, run.folder, resume=resume, device=compute.device, observer=observer, engine=compute.engine
+        )
     finally:
         # Virtual sites are kept by run config; over many runs they, and the models they hold, would pile up.
         client.site.forget_virtual_sites()

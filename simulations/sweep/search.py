@@ -31,7 +31,7 @@ from common.tasks.catalog import TASKS
 from server.events import Observer
 from server.rounds import Outcome
 from simulations.study.curves import curve
-from simulations.study.runs import PlannedRun, Watching, do_missing, run_lock, run_one, unwatched
+from simulations.study.runs import HERE, Compute, PlannedRun, Watching, do_missing, run_lock, run_one, unwatched
 from simulations.sweep.cost import cost_sentences, search_cost
 from simulations.sweep.files import BEST, PLAN, RESULT, STORAGE
 from simulations.sweep.plan import SweepPlan
@@ -42,14 +42,14 @@ _FAILED = "failed"
 
 
 def run_search(
-    plan: SweepPlan, folder: Path, *, device: str = "auto", watching: Watching = unwatched
+    plan: SweepPlan, folder: Path, *, compute: Compute = HERE, watching: Watching = unwatched
 ) -> dict[str, Any]:
     """Make the trials that are missing and write the results. A finished search is left as it is.
 
     Args:
         plan: the sweep.
         folder: its folder; new, or one of the same plan, perhaps with fewer trials.
-        device: to compute on.
+        compute: where the runs compute.
         watching: who is told of each run.
 
     Raises:
@@ -65,7 +65,7 @@ def run_search(
             for point in grid_points(plan.dimensions()):
                 study.enqueue_trial(dict(point), skip_if_exists=True)
     wanted = min(plan.trials, len(grid_points(plan.dimensions()))) if plan.sampler == "grid" else plan.trials
-    while _one_trial(plan, study, folder, wanted, device, watching):
+    while _one_trial(plan, study, folder, wanted, compute, watching):
         pass
     result = _result(plan, study, folder)
     write_atomic(folder / RESULT, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
@@ -107,7 +107,7 @@ def _study(plan: SweepPlan, folder: Path) -> optuna.Study:
 
 
 def _one_trial(
-    plan: SweepPlan, study: optuna.Study, folder: Path, wanted: int, device: str, watching: Watching
+    plan: SweepPlan, study: optuna.Study, folder: Path, wanted: int, compute: Compute, watching: Watching
 ) -> bool:
     """Make one trial; return whether there was one left to make."""
     with ExitStack() as held:
@@ -119,7 +119,7 @@ def _one_trial(
             held.enter_context(run_lock(_lock(folder, trial.number)))
         try:
             config = plan.trial_config(trial.params)
-            study.tell(trial, _value(plan, trial, config, folder, device, watching))
+            study.tell(trial, _value(plan, trial, config, folder, compute, watching))
         except optuna.TrialPruned:
             study.tell(trial, state=TrialState.PRUNED)
         except RunError as error:
@@ -129,7 +129,7 @@ def _one_trial(
 
 
 def _value(
-    plan: SweepPlan, trial: optuna.Trial, config: RunConfig, folder: Path, device: str, watching: Watching
+    plan: SweepPlan, trial: optuna.Trial, config: RunConfig, folder: Path, compute: Compute, watching: Watching
 ) -> float:
     headline = TASKS[config.data.task].headline
     values = []
@@ -140,7 +140,7 @@ def _value(
 
         def do(run: PlannedRun, offset: int = offset) -> None:
             with watching(run) as shown:
-                run_one(run, _Judge(plan, trial, run, shown, offset), device)
+                run_one(run, _Judge(plan, trial, run, shown, offset), compute)
 
         do_missing([run], lambda one: one.summary() is not None, lambda one: one.folder, do)
         values.append(plan.objective.score(curve(run.folder, run.config, headline)[-1], headline))

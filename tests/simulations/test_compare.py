@@ -20,8 +20,9 @@ from common.run_folder import RunFolder
 from server.events import Observer
 from simulations.compare.compare import compare, load_comparison, paired_differences
 from simulations.compare.pictures import comparison_pictures
+from simulations.engines.settings import EngineSettings
 from simulations.study.curves import curve
-from simulations.study.runs import PlannedRun, plan_runs, run_lock, run_missing
+from simulations.study.runs import Compute, PlannedRun, plan_runs, run_lock, run_missing
 from simulations.study.variants import Variant, parse_variants
 from tests.conftest import config_text
 
@@ -108,6 +109,17 @@ def test_half_done_comparison_goes_on_where_it_was(make_config: Callable[..., Ru
     assert idle.rounds == []
     assert figures["differences"] == again["differences"]
     assert load_comparison(tmp_path / "cut").figures == figures
+
+
+@pytest.mark.slow
+def test_engine_changes_no_figure(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    variants = [Variant("fedit", make_config(federation={"rounds": 1}))]
+    found = {}
+    for name, workers in (("inprocess", 1), ("processes", 2)):
+        compute = Compute("cpu", EngineSettings(name, workers, threads=1, cohort=1))
+        found[name] = compare(variants, [0], tmp_path / name, compute=compute).figures["variants"]["fedit"]["per_seed"]
+    for figure in ("after", "worst_site", "loss", "megabytes"):
+        assert found["inprocess"][figure] == found["processes"][figure]
 
 
 def test_folder_with_a_run_of_another_config_is_left_alone(
