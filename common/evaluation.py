@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -22,8 +23,9 @@ TOKENS_PER_BATCH = {"cpu": 2048}
 """Tokens computed at once; other devices take 16,384."""
 
 
-Personal = Mapping[str, Mapping[str, Tensor]]
-"""Tensors by site, that only this site has."""
+Personal = Callable[[str], Mapping[str, Tensor]]
+"""From a site to the tensors that only it has; none where it has none. Asked site after site, so that those of many
+need not be in memory together."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Evaluator:
             parts.append(rows)
             self._lengths += lengths_of(rows)
         self._rows = JoinedRows(parts)
+        self._ends = [0, *accumulate(len(part) for part in parts)]
         self._owner = torch.repeat_interleave(torch.tensor([len(part) for part in parts]))
         self._collate = Collator(tokenizer.pad_token_id, model.base.family.padding_side)
 
@@ -92,16 +95,20 @@ class Evaluator:
 
         Args:
             adapter: whole adapter.
-            personal: by site, tensors that take the place of the adapter's on the rows of that site.
+            personal: the tensors of a site that take the place of the adapter's on its rows.
         """
         table = torch.zeros(len(self._rows), len(self._task.sum_names), dtype=torch.float64)
-        if not any((personal or {}).values()):
+        common: list[int] = []
+        for site, (start, end) in zip(self.sites, pairwise(self._ends), strict=True):
+            own = {} if personal is None else personal(site)
+            if own:
+                self._model.load({**adapter, **own})
+                self._sum_into(table, range(start, end))
+            else:
+                common += range(start, end)
+        if common:
             self._model.load(adapter)
-            self._sum_into(table, range(len(self._rows)))
-            return table
-        for index, site in enumerate(self.sites):
-            self._model.load({**adapter, **(personal or {}).get(site, {})})
-            self._sum_into(table, (self._owner == index).nonzero().flatten().tolist())
+            self._sum_into(table, common)
         return table
 
     def _metrics(self, added: Tensor) -> Metrics:

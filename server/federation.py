@@ -22,6 +22,7 @@ from common.data.federated import load_federated_data
 from common.data.token_table import TokenRows
 from common.errors import RunError
 from common.evaluation import Evaluator
+from common.evaluation import Personal as PersonalTensors
 from common.factors import is_fixed
 from common.methods import kept_names, kept_tensors, personal_names
 from common.models.adapter import AdaptedModel, initial_adapter
@@ -243,14 +244,13 @@ class _Keeper:
         self._folder.log(record)
         self._watch.evaluated(record)
 
-    def _personal(self, number: int, adapter: Tensors) -> dict[str, Tensors]:
-        """Return what each evaluated site keeps; nothing where no method lets them, or nobody can see it."""
-        names = personal_names(self._config, adapter)
-        if not names or self._settings.personal is None or self._evaluator is None:
-            return {}
+    def _personal(self, number: int, adapter: Tensors) -> PersonalTensors | None:
+        """Return where a site's own tensors are read; None where no method lets it keep any, or nobody can see them."""
+        names, kept = personal_names(self._config, adapter), self._settings.personal
+        if not names or kept is None:
+            return None
         manifest = manifest_of({name: adapter[name] for name in names})
-        kept = self._settings.personal
-        return {site: kept(self._run, number, site, manifest) for site in self._evaluator.sites}
+        return lambda site: kept(self._run, number, site, manifest)
 
     def checkpoint(self, number: int, progress: Progress) -> None:
         kept, base = kept_tensors(self._config, progress.adapter), self._model.base.fingerprint

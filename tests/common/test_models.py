@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,6 +60,28 @@ def test_logits_do_not_depend_on_padding(make_config: Callable[..., RunConfig], 
     longer = Evaluator(model, config, {"site 0": test["site 0"][:1], "site 1": test["site 1"]})(adapter)
     assert alone.by_site["site 0"]["loss"] == pytest.approx(longer.by_site["site 0"]["loss"], abs=1e-5)
     assert set(together.by_site) == set(test)
+
+
+def test_personal_tensors_are_used_on_their_site_and_not_held(make_config: Callable[..., RunConfig]) -> None:
+    config = make_config("bert")
+    model = load(config)
+    test = load_federated_data(config.data, config.seed).test
+    evaluator, adapter = Evaluator(model, config, test), randomised(model)
+    other = {name: -value for name, value in adapter.items()}
+    last = evaluator.sites[-1]
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def personal(site: str) -> Tensors:
+        assert sum(one() is not None for one in held) <= 1  # that of the site before
+        own = {} if site == last else {name: value.clone() for name, value in other.items()}
+        held.extend(weakref.ref(value) for value in list(own.values())[:1])
+        return own
+
+    found, common, changed = evaluator(adapter, personal), evaluator(adapter), evaluator(other)
+    assert len(held) == len(evaluator.sites) - 1 > 1
+    for site in evaluator.sites:
+        expected = common if site == last else changed
+        assert found.by_site[site] == pytest.approx(expected.by_site[site], abs=1e-5)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
