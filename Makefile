@@ -59,4 +59,5 @@ $(VENV)/.quickstart: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps flwr-datasets==0.6.1 seaborn==0.13.2  # it asks for datasets below 5 and works with 5.2
 	touch $@ $(VENV)/.quickstart

@@ -1,7 +1,7 @@
 """Partitioners of flwr-datasets, where that package is installed.
 
-It is not in an extra: release 0.6.1 asks for datasets below 5, fedtune's ``hub`` extra for 5.2. Beside a newer
-``datasets`` it is installed with ``pip install --no-deps flwr-datasets seaborn``.
+It is not in an extra: release 0.6.1 asks for datasets below 5, fedtune's ``hub`` extra for 5.2, with which it works.
+Beside it, it is installed with ``pip install --no-deps flwr-datasets seaborn``, as ``make test`` does.
 """
 
 from __future__ import annotations
