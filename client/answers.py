@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from functools import lru_cache
 
+from client.feedback import packed_update
 from client.ledger.site_ledger import round_asked
 from client.refusals import log_line
 from client.release import failed_release, pack_release, unpack_release
@@ -13,7 +14,8 @@ from client.site import Site
 from client.start_check import self_test
 from client.training.loop import train_locally
 from client.training.site_round import LocalResult
-from common.codecs.codec import decode, encode
+from common.codecs.codec import decode
+from common.codecs.packing import Packing
 from common.config.run import RunConfig
 from common.errors import ConfigError, WireError
 from common.factors import fixed_manifest, with_rank
@@ -162,7 +164,7 @@ def reply_train(assigned: Assignment, result: LocalResult, config: RunConfig) ->
         mechanism=_report(assigned.mechanism),
         clip_norm=result.clip_norm,
     )
-    return reply, encode({name: result.update[name] for name in sent}, config.communication.codec)
+    return reply, packed_update({name: result.update[name] for name in sent}, request, assigned.site, config)
 
 
 def _received(request: TrainRequest, payload: bytes, site: Site, config: RunConfig, model: AdaptedModel) -> Tensors:
@@ -179,7 +181,7 @@ def _received(request: TrainRequest, payload: bytes, site: Site, config: RunConf
         manifest |= fixed_manifest(start, request.fixed_ranks)
     except ValueError as error:
         raise WireError(f"{error}.") from None
-    received = decode(payload, manifest, config.communication.codec)
+    received = decode(payload, manifest, Packing.of_adapter(config.communication))
     largest = max((float(value.abs().max()) for value in received.values()), default=0.0)
     if not is_finite(received) or largest > LARGEST_WEIGHT:
         raise WireError(f"the adapter holds values beyond {LARGEST_WEIGHT:g}; expected a trained adapter's.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from common.codecs.codec import decode
+from common.codecs.packing import Packing
 from common.config.run import RunConfig
 from common.errors import AdmissionError, WireError
 from common.tensors import Manifest, Tensors, is_finite
@@ -17,12 +18,12 @@ class Admission:
     """The checks of a run.
 
     Attributes:
-        codec: how updates are packed.
+        packing: of updates.
         takes_loss: whether replies may tell a training loss.
         takes_clip_norm: whether they tell where adaptive clipping ended.
     """
 
-    codec: str
+    packing: Packing
     takes_loss: bool = True
     takes_clip_norm: bool = False
 
@@ -31,7 +32,7 @@ class Admission:
         """Return the checks that a run config asks for."""
         privacy = config.privacy
         return cls(
-            config.communication.codec,
+            Packing.of_update(config.communication),
             takes_loss=privacy.unit == "none" or privacy.release_loss,
             takes_clip_norm=privacy.clipping == "adaptive",
         )
@@ -50,7 +51,7 @@ class Admission:
 
         Raises:
             AdmissionError: with a reason: refused, header, site, round, nonce, base, mechanism, loss, clip_norm, or,
-                for the payload, oversized, malformed, codec, keys, shape, dtype, non_finite.
+                for the payload, oversized, malformed, codec, keys, shape, dtype, non_finite, scale, code, places.
         """
         try:
             reply = parse_header(header, TrainReply)
@@ -67,7 +68,7 @@ class Admission:
             raise AdmissionError("loss", "a loss was sent under differential privacy; expected none")
         if (reply.clip_norm is not None) != self.takes_clip_norm:
             raise AdmissionError("clip_norm", "a clip norm comes with adaptive clipping and not without it")
-        update = decode(payload, manifest, self.codec, AdmissionError)
+        update = decode(payload, manifest, self.packing, AdmissionError)
         if not is_finite(update):
             raise AdmissionError("non_finite", "the update holds NaN or infinity; expected finite numbers")
         return reply, update

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 
 from common.codecs.codec import encode
+from common.codecs.packing import Packing
 from common.config.run import RunConfig
 from common.errors import AdmissionError, RunError
 from common.factors import fixed_ranks, is_fixed, with_rank
 from common.methods import method_of, personal_names, received_names, sent_names
 from common.models.adapter import fresh_factors
+from common.randomness import torch_generator
 from common.tensors import Tensors, add, l2_norm, manifest_of
 from common.wire import TrainRequest, header_bytes
 from server.admission import Admission
@@ -27,7 +29,7 @@ from server.aggregation.optimizers import optimized
 from server.aggregation.products import RoundProducts, measure
 from server.aggregation.robust import combine
 from server.cohort import Member
-from server.site_level import SiteLevel
+from server.site_level import COORDINATOR, SiteLevel
 
 
 @dataclass(frozen=True)
@@ -194,10 +196,12 @@ class Round:
         }
 
     def _packed(self, rank: int) -> bytes:
-        """Return what a site of ``rank`` is sent."""
+        """Return what a site of ``rank`` is sent; the adapter itself keeps its bits, whatever the codec rounds."""
         fixed = {name for name in self._adapter if is_fixed(name)}
         names = received_names(self._config, self._adapter.keys() - fixed, self.number) | fixed
-        return encode(with_rank({name: self._adapter[name] for name in names}, rank), self._config.communication.codec)
+        sent = with_rank({name: self._adapter[name] for name in names}, rank)
+        draw = torch_generator(self._config.seed, "codec", self.number, COORDINATOR, rank)
+        return encode(sent, Packing.of_adapter(self._config.communication), draw)
 
     def _add(self, site: str, start: Tensors, update: Tensors, weight: float) -> None:
         """Hand an admitted update to the method, and keep it to be measured where that tells nothing it must not."""

@@ -80,8 +80,8 @@ class FederatedTuning(Strategy):
         self._site_of_node = {member.node_id: name for name, member in self.members.items()}
 
     def arrays(self) -> ArrayRecord:
-        """Return what the coordinator keeps of the current adapter, packed as for the wire."""
-        payload = encode(kept_tensors(self.config, self.progress.adapter), self.config.communication.codec)
+        """Return what the coordinator keeps of the current adapter, to the bit."""
+        payload = encode(kept_tensors(self.config, self.progress.adapter), "fp32")
         return to_records(b"", payload).array_records[PAYLOAD]
 
     def summary(self) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
+import torch
+
 from common.codecs.codec import encode
+from common.codecs.packing import Packing
 from common.config.method_rules import method_warnings
 from common.config.run import RunConfig
 from common.data.tokens import FederatedTokens, load_federated_tokens
@@ -84,14 +88,15 @@ def expect_sound(config: RunConfig, data: FederatedTokens, model: AdaptedModel) 
 
 
 def _bytes(config: RunConfig, start: Tensors) -> tuple[int, int]:
-    """Bytes of the largest payloads up and down of a round at the run's rank; a correction comes on top."""
+    """Bytes of the largest payloads up and down of a round at the run's rank, before zstd and without a correction."""
     rounds = range(1, min(4, config.federation.rounds) + 1)
 
-    def largest(named: Callable[[RunConfig, Iterable[str], int], frozenset[str]]) -> int:
-        codec = config.communication.codec
-        return max(len(encode({n: start[n] for n in named(config, start, number)}, codec)) for number in rounds)
+    def largest(named: Callable[[RunConfig, Iterable[str], int], frozenset[str]], packing: Packing) -> int:
+        whole, draw = replace(packing, zstd=0), torch.Generator()
+        return max(len(encode({n: start[n] for n in named(config, start, number)}, whole, draw)) for number in rounds)
 
-    return largest(sent_names), largest(received_names)
+    up, down = Packing.of_update(config.communication), Packing.of_adapter(config.communication)
+    return largest(sent_names, up), largest(received_names, down)
 
 
 def _units(config: RunConfig, data: FederatedTokens) -> dict[str, int]:

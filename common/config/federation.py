@@ -1,4 +1,4 @@
-"""Config sections ``federation``, ``aggregation``, ``communication`` and ``evaluation``: what happens between sites."""
+"""Config sections ``federation``, ``aggregation`` and ``evaluation``: what happens between sites."""
 
 from __future__ import annotations
 
@@ -59,13 +59,6 @@ class AggregationConfig(Section):
     """Decay β₂ of the second moment of fedadam and fedyogi."""
     server_tau: Annotated[float, Field(gt=0)] = 1e-3
     """Adaptivity τ: what is added to the root of the second moment."""
-
-
-class CommunicationConfig(Section):
-    """How tensors are packed for the wire."""
-
-    codec: Literal["fp32", "bf16"] = "fp32"
-    """fp32 is exact; bf16 halves the bytes and rounds to 8 bits of mantissa."""
 
 
 class EvaluationConfig(Section):

@@ -9,13 +9,9 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from common.config.adapter import AdapterConfig
+from common.config.communication import CommunicationConfig, expect_communication
 from common.config.data import DataConfig
-from common.config.federation import (
-    AggregationConfig,
-    CommunicationConfig,
-    EvaluationConfig,
-    FederationConfig,
-)
+from common.config.federation import AggregationConfig, EvaluationConfig, FederationConfig
 from common.config.method_rules import expect_method
 from common.config.model import ModelConfig
 from common.config.privacy import PrivacyConfig
@@ -56,6 +52,7 @@ class RunConfig(Section):
         if self.adapter.kind == "head_only" and self.data.task != "classification":
             raise ValueError("adapter.kind 'head_only' needs a head; expected data.task 'classification'")
         expect_method(self)
+        expect_communication(self)
         if self.federation.sites_per_round is not None and (
             self.federation.sites_per_round < self.federation.min_sites
         ):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.codecs.codec import decode
+from common.codecs.packing import Packing
 from common.config.run import RunConfig
 from common.data.batches import Collator, Limit, TokenRow, micro_batches
 from common.data.examples import Example
@@ -101,10 +102,11 @@ def white_box_scores(
     manifest = manifest_of({name: start[name] for name in names})
     rows = [*canaries, *known[:KNOWN_ROWS]]
     scores = np.zeros(len(canaries))
+    down, up = Packing.of_adapter(config.communication), Packing.of_update(config.communication)
     for received, sent in watched.exchanges:
-        model.load({**start, **decode(received, manifest, config.communication.codec)})
+        model.load({**start, **decode(received, manifest, down)})
         gradients = torch.stack([_clipped_gradient(model, config, names, row) for row in rows])
-        update = _flat(decode(sent, manifest, config.communication.codec))
+        update = _flat(decode(sent, manifest, up))
         scores += _weights(gradients, -update)[: len(canaries)].numpy()
     return scores
 

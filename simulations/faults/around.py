@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from flwr.serverapp import Grid
 
+from common.codecs.packing import Packing
 from common.config.run import RunConfig
 from common.models.adapter import AdaptedModel
 from server.federation import RunSettings
@@ -36,5 +37,5 @@ def with_faults(
     if faults is None:
         return grid, settings
     tokens, old = TokensDone(config, model, sites), OldAnswers(settings.folder.checkpoint)
-    faulty = FaultyGrid(grid, faults, first_node, config.communication.codec, tokens, old)
+    faulty = FaultyGrid(grid, faults, first_node, Packing.of_update(config.communication), tokens, old)
     return faulty, replace(settings, clock=faulty.clock, round_notes=faulty.round_notes)

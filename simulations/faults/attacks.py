@@ -17,13 +17,22 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from common.codecs.codec import CODECS, encode
+from common.codecs.codec import decode, encode, told_manifest
+from common.codecs.compression import compress, decompress
+from common.codecs.layout import shapes_text
+from common.codecs.packing import Packing
+from common.codecs.refusal import wire_error
 from common.config.simulation import AttackName
 from common.tensors import Tensors, l2_norm
 
 HUGE_NORM = 1e12
 LARGEST_DECLARATION = 10**12
 _SUBNORMAL = 1e-40
+_OTHER_DTYPE = {
+    torch.float32: torch.float16, torch.bfloat16: torch.float16, torch.int8: torch.uint8, torch.uint8: torch.int8,
+    torch.uint16: torch.int16, torch.uint32: torch.int32,
+}  # fmt: skip
+"""Of no more bytes, so that the size gives nothing away."""
 _PADDING = 65_536
 
 
@@ -45,12 +54,12 @@ class Scene:
     """What a hostile site knows besides its honest answer.
 
     Attributes:
-        codec: how updates are packed in this run.
+        packing: of updates in this run.
         draw: its own randomness, keyed by (seed, attack, round, site).
         older: its newest answer of an earlier round; None where there is none.
     """
 
-    codec: str
+    packing: Packing
     draw: np.random.Generator
     older: Answer | None = None
 
@@ -62,7 +71,9 @@ def _on_update(change: Callable[[Tensors, Scene], Tensors]) -> Attack:
     """Return the attack that replaces the tensors of the update and packs them as the codec does."""
 
     def attack(honest: Answer, scene: Scene) -> list[Answer]:
-        return [Answer(honest.header, encode(change(_unpacked(honest, scene), scene), scene.codec))]
+        changed = change(_unpacked(honest, scene), scene)
+        rounding = torch.Generator().manual_seed(int(scene.draw.integers(2**62)))
+        return [Answer(honest.header, encode(changed, scene.packing, rounding))]
 
     return attack
 
@@ -75,7 +86,7 @@ def _on_header(**changes: Any) -> Attack:
 
 
 def _unpacked(honest: Answer, scene: Scene) -> Tensors:
-    return {name: CODECS[scene.codec].unpack(value) for name, value in load(honest.payload).items()}
+    return decode(honest.payload, told_manifest(honest.payload, scene.packing), scene.packing)
 
 
 def _first(update: Tensors) -> str:
@@ -105,8 +116,12 @@ def _broadcastable_shape(update: Tensors, scene: Scene) -> Tensors:
 
 
 def _wrong_dtype(honest: Answer, scene: Scene) -> list[Answer]:
-    half = {name: value.to(torch.float16) for name, value in _unpacked(honest, scene).items()}
-    return [Answer(honest.header, save(half, metadata={"codec": scene.codec}))]
+    level = scene.packing.zstd
+    content = decompress(honest.payload, LARGEST_DECLARATION, wire_error) if level else honest.payload
+    other = {name: value.to(_OTHER_DTYPE.get(value.dtype, value.dtype)) for name, value in load(content).items()}
+    shapes = shapes_text(told_manifest(honest.payload, scene.packing))
+    changed = save(other, metadata={"codec": scene.packing.tag, "shapes": shapes})
+    return [Answer(honest.header, compress(changed, level) if level else changed)]
 
 
 def _one_entry(value: float) -> Attack:

@@ -19,6 +19,7 @@ from uuid import uuid4
 from flwr.app import Error, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from common.codecs.packing import Packing
 from common.errors import WireError
 from common.flower_records import from_records, to_records
 from common.randomness import numpy_generator
@@ -51,17 +52,17 @@ class FaultyGrid(Grid):
         inner: computes the honest replies.
         faults: what befalls the sites.
         first_node: node id of the first site.
-        codec: how updates are packed.
+        packing: of updates.
         tokens: counts the tokens of a site and round.
         old: where answers that are replayed are kept.
     """
 
     def __init__(
-        self, inner: Grid, faults: Faults, first_node: int, codec: str, tokens: Tokens, old: OldAnswers
+        self, inner: Grid, faults: Faults, first_node: int, packing: Packing, tokens: Tokens, old: OldAnswers
     ) -> None:
         self.clock = SimulatedClock()
         self._inner, self._faults, self._first_node = inner, faults, first_node
-        self._codec, self._tokens, self._old = codec, tokens, old
+        self._packing, self._tokens, self._old = packing, tokens, old
         self._sent: dict[str, _Sent] = {}
         self._computing: set[str] = set()
         self._late: dict[str, int] = {}
@@ -213,7 +214,7 @@ class FaultyGrid(Grid):
             if name not in known:
                 continue
             draw = numpy_generator(self._faults.seed, f"attack {name}", sent.number, site)
-            scene = Scene(self._codec, draw, self._old.before(node, sent.number) if name == "replay" else None)
+            scene = Scene(self._packing, draw, self._old.before(node, sent.number) if name == "replay" else None)
             answers = [altered for answer in answers for altered in known[name](answer, scene)]
         if sent.number and self._faults.replays(site):
             self._old.keep(node, sent.number, honest)

@@ -78,19 +78,29 @@ def test_every_attack_is_written_and_tested() -> None:
     assert REJECTED.keys() | {*WELL_FORMED, *OTHERS} == set(get_args(AttackName))
 
 
-def one_a_round(codec: str) -> dict[str, Any]:
+PACKINGS: dict[str, dict[str, Any]] = {
+    "fp32": {"codec": "fp32"},
+    "bf16": {"codec": "bf16"},
+    "int8 in zstd": {"codec": "int8", "zstd": 3},
+    "int4": {"codec": "int4", "block": 32},
+    "top-k": {"codec": "fp32", "top_k": 0.2},
+    "top-k of int4 in zstd": {"codec": "int4", "top_k": 0.5, "zstd": 3},
+}
+
+
+def one_a_round(packing: str) -> dict[str, Any]:
     """All malformed updates in one run, one a round."""
     attacks = [
         {"name": name, "sites": [HOSTILE], "from_round": number, "to_round": number}
         for number, name in enumerate(REJECTED, start=1)
     ]
-    return {"simulation": {"attacks": attacks}, "rounds": len(REJECTED), "communication": {"codec": codec}}
+    return {"simulation": {"attacks": attacks}, "rounds": len(REJECTED), "communication": PACKINGS[packing]}
 
 
-@pytest.mark.parametrize("codec", ["fp32", "bf16"])
+@pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("name", REJECTED)
-def test_malformed_update_is_rejected_with_its_reason(run: Run, name: AttackName, codec: str) -> None:
-    sites = run(**one_a_round(codec))[0][list(REJECTED).index(name)]
+def test_malformed_update_is_rejected_with_its_reason(run: Run, name: AttackName, packing: str) -> None:
+    sites = run(**one_a_round(packing))[0][list(REJECTED).index(name)]
     assert sites[HOSTILE]["status"] == "rejected"
     assert sites[HOSTILE]["reason"].startswith(f"{REJECTED[name]}:")
     assert [outcome["status"] for outcome in sites.values()].count("admitted") == 2

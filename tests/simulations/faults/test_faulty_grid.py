@@ -16,6 +16,7 @@ import simulations.run
 from client.agreement import agreed_config
 from client.site_config import SiteConfig
 from common.codecs.codec import encode
+from common.codecs.packing import Packing
 from common.config.load import dump_run_config, load_run_config
 from common.config.run import RunConfig
 from common.errors import ConfigError
@@ -56,7 +57,7 @@ def faulty(config: RunConfig, folder: Path, inner: VirtualGrid | None = None) ->
     faults = Faults.of(config, SITES)
     assert faults is not None
     tokens = TokensDone(config, resident_model(config), SITES)
-    return FaultyGrid(grid, faults, FIRST_NODE_ID, config.communication.codec, tokens, OldAnswers(folder))
+    return FaultyGrid(grid, faults, FIRST_NODE_ID, Packing.of_update(config.communication), tokens, OldAnswers(folder))
 
 
 def requests(config: RunConfig, number: int) -> dict[str, Message]:
