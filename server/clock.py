@@ -28,3 +28,24 @@ class WallClock:
     def wait(self, deadline: float) -> None:
         """Sleep for the time between two polls."""
         time.sleep(min(POLL_S, max(0.0, deadline - self.now())))
+
+
+class IdleClock:
+    """The seconds spent waiting and no others, for a Grid that computes while it is asked for replies.
+
+    The virtual sites of a simulation share this process or a few workers, site after site: what they take together is
+    no site's delay, and none may be lost to it.
+    """
+
+    def __init__(self) -> None:
+        self._waited_s = 0.0
+
+    def now(self) -> float:
+        """Return the seconds waited."""
+        return self._waited_s
+
+    def wait(self, deadline: float) -> None:
+        """Sleep for the time between two polls, and count it."""
+        seconds = min(POLL_S, max(0.0, deadline - self._waited_s))
+        time.sleep(seconds)
+        self._waited_s += seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -114,9 +115,26 @@ def _expect_mechanism(description: SiteDescription, config: RunConfig) -> None:
 
 
 def sample_cohort(names: Sequence[str], config: RunConfig, round_number: int) -> list[str]:
-    """Return the sites of a round, sorted: all, or ``federation.sites_per_round`` drawn by seed and round."""
-    wanted = config.federation.sites_per_round
+    """Return the sites of a round, sorted: all, or as many as are asked, drawn by seed and round.
+
+    Who owes an update or asks for one has no part in it: a resumed round draws the same sites.
+    """
+    wanted = number_asked(config)
     if wanted is None or wanted >= len(names):
         return sorted(names)
     draw = numpy_generator(config.seed, "cohort", round_number)
     return sorted(draw.choice(sorted(names), size=wanted, replace=False).tolist())
+
+
+def number_asked(config: RunConfig) -> int | None:
+    """Return how many sites a round asks, over-selection included; None for all."""
+    wanted = config.federation.sites_per_round
+    return None if wanted is None else math.ceil(round(config.federation.over_select * wanted, 9))
+
+
+def number_closing(config: RunConfig) -> int | None:
+    """Return the number of admitted updates at which a round closes; None where it waits for all it asked."""
+    federation = config.federation
+    if federation.mode == "async":
+        return federation.buffer_size
+    return federation.sites_per_round if federation.over_select > 1 else None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from common.config.run import RunConfig
-from server.rounds import Outcome
+from server.outcome import Outcome
 
 
 class Observer:

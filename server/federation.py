@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 from common.atomic import write_atomic
 from common.config.load import dump_run_config, load_run_config
 from common.config.method_rules import method_warnings
+from common.config.round_rules import round_warnings
 from common.config.run import RunConfig
 from common.data.federated import load_federated_data
 from common.data.token_table import TokenRows
@@ -33,7 +34,7 @@ from common.tensors import Manifest, Tensors, fingerprint, manifest_of
 from server.aggregation.robust import expect_enough_sites
 from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from server.clock import Clock, WallClock
-from server.cohort import Member, admit_members
+from server.cohort import Member, admit_members, number_closing
 from server.events import Observer
 from server.model_card import model_card
 from server.progress import Progress
@@ -92,9 +93,10 @@ def run_federation(
         folder.expect_free()
     model = resident_model(config, settings.device)
     start = initial_adapter(model, config.seed)
-    described, left_out = describe_sites(grid, wait_for_nodes(grid, config), config)
+    described, left_out = describe_sites(grid, wait_for_nodes(grid, config), config, settings.clock)
     members = admit_members(described, config, model.base.fingerprint, fingerprint(start))
-    rule, asked = config.aggregation.robust, config.federation.sites_per_round or len(members)
+    rule = config.aggregation.robust
+    asked = number_closing(config) or config.federation.sites_per_round or len(members)
     if rule != "none":
         expect_enough_sites(rule, config.aggregation.robust_sites, min(asked, len(members)), "a round")
     progress = Progress(start) if completed is None else _resumed(completed, config, start, model)
@@ -113,7 +115,7 @@ def run_federation(
     started = _start_record(config, settings, model, members, time.perf_counter() - began)
     folder.log(started | ({"left_out": left_out} if left_out else {}))
     done = 0 if completed is None else completed.round
-    for warning in method_warnings(config):
+    for warning in (*method_warnings(config), *round_warnings(config)):
         logger.warning("%s", warning)
     watch.run_started(config, list(members), done)
     if done == 0 and not any(folder.iterate_records("evaluation")):

@@ -6,7 +6,7 @@ import math
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from itertools import filterfalse
 from statistics import fmean
 from typing import Any
@@ -21,42 +21,19 @@ from common.factors import fixed_ranks, is_fixed, with_rank
 from common.methods import method_of, personal_names, received_names, sent_names
 from common.models.adapter import fresh_factors
 from common.randomness import torch_generator
-from common.tensors import Tensors, add, l2_norm, manifest_of
+from common.tensors import Manifest, Tensors, add, l2_norm, manifest_of
 from common.wire import TrainRequest, header_bytes
 from server.admission import Admission
 from server.aggregation.catalog import aggregator_of
 from server.aggregation.optimizers import optimized
 from server.aggregation.products import RoundProducts, measure
-from server.aggregation.robust import combine
+from server.aggregation.robust import combine, expect_enough_sites
 from server.cohort import Member
+from server.late import Asked, Carried, damped
+from server.outcome import Outcome
 from server.site_level import COORDINATOR, SiteLevel
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one site in one round.
-
-    Attributes:
-        status: "admitted", "rejected", "failed" (the node or Flower reported an error) or "late".
-        reason: why it was not admitted.
-        bytes_down: bytes of the request, header and payload.
-        bytes_up: bytes of the reply.
-        steps: local steps.
-        weight: in the average, relative to the largest of the cohort.
-        update_norm: L2 norm of the update as it arrived; withheld under site-level privacy.
-        train_loss: None under differential privacy, unless it is released and charged.
-        mechanism: noise multiplier, sample rate and steps that the site's ledger is charged for having been asked.
-    """
-
-    status: str
-    reason: str | None = None
-    bytes_down: int = 0
-    bytes_up: int = 0
-    steps: int = 0
-    weight: float = 0.0
-    update_norm: float | None = None
-    train_loss: float | None = None
-    mechanism: dict[str, float] | None = None
+NO_REPLY = "no reply within federation.round_timeout_s"
 
 
 class Round:
@@ -73,18 +50,29 @@ class Round:
         clip_norm: where adaptive clipping stands.
         site_level: what protects whole sites, if anything does.
         moments: of the server optimizer, from the rounds before.
+        others: members that may come in while the round is on, or owe an update of an earlier one.
+
+    Attributes:
+        number: of the round.
+        cohort: members that were asked so far.
+        outcomes: of those that answered or were given up.
+        carried: what became of updates of earlier rounds.
+        asked: the request to each of the cohort.
     """
 
     def __init__(
         self, number: int, cohort: Mapping[str, Member], adapter: Tensors, config: RunConfig,
         admission: Admission, base: str, run: str, clip_norm: float | None = None, site_level: SiteLevel | None = None,
-        moments: Tensors | None = None,
+        moments: Tensors | None = None, others: Mapping[str, Member] | None = None,
     ) -> None:  # fmt: skip
         self.number = number
-        self.cohort = dict(cohort)
+        self.cohort: dict[str, Member] = {}
         self.outcomes: dict[str, Outcome] = {}
+        self.carried: list[Carried] = []
+        self.asked: dict[str, Asked] = {}
         self.moments = {} if moments is None else moments
         self._config, self._method = config, method_of(config)
+        self._given, self._skipped = adapter, ""
         self._adapter = fresh_factors(adapter, config.seed, number) if self._method.fresh else adapter
         self._site_level = site_level
         self._clip_norms: dict[str, float] = {}
@@ -97,82 +85,130 @@ class Round:
         seen = site_level is None and not personal_names(config, self._adapter)
         self._measures = seen and config.evaluation.products
         self._measured: RoundProducts | None = None
-        self._ranks = {site: member.rank(config) for site, member in self.cohort.items()}
-        self._payloads = {rank: self._packed(rank) for rank in set(self._ranks.values())}
-        self._requests = {
-            site: TrainRequest(
-                config_digest=config.digest(),
-                run=run,
-                clip_norm=clip_norm,
-                round=number,
-                nonce=secrets.token_hex(16),
-                base_fingerprint=base,
-                fixed_ranks=fixed_ranks(self._adapter),
-            )
-            for site in self.cohort
-        }
-        declared = {site: member.weight(config) for site, member in self.cohort.items()}
+        self._counted: dict[str, float] = {}
+        self._payloads: dict[int, bytes] = {}
+        self._manifests: dict[int, Manifest] = {}
+        self._request = TrainRequest(
+            config_digest=config.digest(),
+            run=run,
+            clip_norm=clip_norm,
+            round=number,
+            nonce=secrets.token_hex(16),
+            base_fingerprint=base,
+            fixed_ranks=fixed_ranks(self._adapter),
+        )
+        declared = {site: member.weight(config) for site, member in {**(others or {}), **cohort}.items()}
         largest = max(declared.values(), default=1.0)
         self._weights = {site: weight / largest for site, weight in declared.items()}
+        for member in cohort.values():
+            self.invite(member)
         self._started = time.perf_counter()
         self._aggregating = 0.0
 
+    @property
+    def count(self) -> int:
+        """Number of updates admitted so far, of this round and of earlier ones."""
+        return len(self._counted)
+
+    @property
+    def unanswered(self) -> int:
+        """Number of sites of the cohort that neither answered nor were given up."""
+        return len(self.cohort) - len(self.outcomes)
+
+    def invite(self, member: Member) -> None:
+        """Make a member part of the cohort."""
+        site, rank = member.name, member.rank(self._config)
+        if rank not in self._payloads:
+            self._payloads[rank] = self._packed(rank)
+            start = with_rank(self._adapter, rank)
+            self._manifests[rank] = manifest_of({name: start[name] for name in self._sent})
+        request = self._request.model_copy(update={"nonce": secrets.token_hex(16)})
+        down = len(header_bytes(request)) + len(self._payloads[rank])
+        self.cohort[site] = member
+        self.asked[site] = Asked(member, request, self._manifests[rank], down)
+
     def request(self, site: str) -> tuple[bytes, bytes]:
         """Return header and payload of the request to ``site``: no more than its rank can hold."""
-        return header_bytes(self._requests[site]), self._payloads[self._ranks[site]]
+        return header_bytes(self.asked[site].request), self._payloads[self.cohort[site].rank(self._config)]
 
     def take(self, site: str, header: bytes, payload: bytes) -> Outcome:
         """Admit or reject the reply of ``site`` and, if admitted, add its update. A site counts once."""
-        if site in self.outcomes:
-            return self.outcomes[site]
-        began = time.perf_counter()
-        up, weight = len(header) + len(payload), self._weights[site]
-        start = with_rank(self._adapter, self._ranks[site])
-        manifest = manifest_of({name: start[name] for name in self._sent})
-        try:
-            reply, update = self._admission.admit(header, payload, self._requests[site], self.cohort[site], manifest)
-            self._add(site, start, update, weight)
-        except AdmissionError as error:
-            outcome = self._outcome(site, "rejected", reason=str(error), bytes_up=up)
-        else:
-            told = {} if self._site_level else {"update_norm": l2_norm(update), "train_loss": reply.train_loss}
-            outcome = self._outcome(site, "admitted", bytes_up=up, steps=reply.steps, weight=weight, **told)
-            if reply.clip_norm is not None:
-                self._clip_norms[site] = reply.clip_norm
-        self._aggregating += time.perf_counter() - began
-        return outcome
+        if site not in self.outcomes:
+            self.outcomes[site] = self._taken(self.asked[site], header, payload)
+        return self.outcomes[site]
+
+    def take_late(self, asked: Asked, header: bytes, payload: bytes) -> Outcome:
+        """Admit or reject the answer to a request of an earlier round, and add its update, damped."""
+        return self._carry(asked, self._taken(asked, header, payload))
 
     def fail(self, site: str, status: str, reason: str) -> Outcome:
         """Record that no usable reply of ``site`` will come."""
-        if site in self.outcomes:
-            return self.outcomes[site]
-        return self._outcome(site, status, reason=reason)
+        if site not in self.outcomes:
+            self.outcomes[site] = Outcome(status, reason, **self.asked[site].charge())
+        return self.outcomes[site]
+
+    def fail_late(self, asked: Asked, status: str, reason: str) -> Outcome:
+        """Record that the answer to a request of an earlier round is not usable."""
+        return self._carry(asked, Outcome(status, reason))
+
+    def give_up(self, status: str = "late", reason: str = NO_REPLY) -> None:
+        """Record of all that have not answered that the round goes on without them."""
+        for site in self.cohort.keys() - self.outcomes.keys():
+            self.fail(site, status, reason)
+
+    def lacking(self) -> str | None:
+        """Return what the round lacks to be aggregated; None if nothing.
+
+        It needs ``federation.min_sites`` updates and what a robust rule needs. Under site-level privacy the number of
+        sites is left to chance, and only a round that lost all it had asked lacks any.
+        """
+        least = self._config.federation.min_sites if self._site_level is None else min(1, len(self.cohort))
+        if self.count < least:
+            lost = dict.fromkeys(sorted(self.cohort.keys() - self.outcomes.keys()), NO_REPLY)
+            lost |= {site: str(o.reason) for site, o in self.outcomes.items() if o.status != "admitted"}
+            first = "".join(f" First of {len(lost)} lost: site {site!r}, {lost[site]}." for site in sorted(lost)[:1])
+            return (
+                f"round {self.number} has {self.count} usable updates; expected at least {least} "
+                f"(federation.min_sites).{first}"
+            )
+        settings = self._config.aggregation
+        if settings.robust != "none":
+            try:
+                expect_enough_sites(settings.robust, settings.robust_sites, self.count, "the round")
+            except RunError as error:
+                return str(error)
+        return None
 
     def finish(self) -> Tensors:
         """Return the next adapter, whole.
 
         Raises:
-            RunError: with fewer admitted updates than ``federation.min_sites``. Under site-level privacy the number of
-                sites is left to chance, and only a round that lost all it had asked fails.
+            RunError: for a round that is :meth:`lacking`.
         """
-        for site in self.cohort.keys() - self.outcomes.keys():
-            self.fail(site, "late", "no reply within federation.round_timeout_s")
-        admitted = [site for site, outcome in self.outcomes.items() if outcome.status == "admitted"]
-        least = self._config.federation.min_sites if self._site_level is None else min(1, len(self.cohort))
-        if len(admitted) < least:
-            lost = {site: o.reason for site, o in sorted(self.outcomes.items()) if o.status != "admitted"}
-            site, reason = next(iter(lost.items()))
-            raise RunError(
-                f"round {self.number} has {len(admitted)} usable updates; expected at least {least} "
-                f"(federation.min_sites). First of {len(lost)} lost: site {site!r}, {reason}."
-            )
+        self.give_up()
+        lacking = self.lacking()
+        if lacking is not None:
+            raise RunError(lacking)
         began = time.perf_counter()
-        adapter = self._aggregated(len(admitted))
+        adapter = self._aggregated(self.count)
         if self._local:
-            weights = {site: self._weights[site] for site in self._local}
+            weights = {key: self._counted[key] for key in self._local}
             self._measured = measure(self._adapter, adapter, self._local, weights)
         self._aggregating += time.perf_counter() - began
         return adapter
+
+    def skip(self, reason: str) -> Tensors:
+        """Return the adapter that the round started from; what was admitted does not count."""
+        self.give_up()
+        self._skipped = reason
+        self._clip_norms.clear()
+
+        def dropped(outcome: Outcome) -> Outcome:
+            return replace(outcome, status="dropped") if outcome.status == "admitted" else outcome
+
+        self.outcomes = {site: dropped(outcome) for site, outcome in self.outcomes.items()}
+        self.carried = [replace(one, outcome=dropped(one.outcome)) for one in self.carried]
+        return self._given
 
     def clip_norm(self) -> float | None:
         """Return the geometric mean of the clip norms that sites ended at; None where none told one."""
@@ -188,6 +224,8 @@ class Round:
             "round": self.number,
             "sites": {site: asdict(self.outcomes[site]) for site in sorted(self.outcomes)},
             "products": asdict(self._measured) if self._measured else None,
+            **({"carried": [one.as_dict() for one in self.carried]} if self._config.federation.carries else {}),
+            **({"skipped": self._skipped} if self._skipped else {}),
             "seconds": {
                 "total": total,
                 "training": total - self._aggregating,
@@ -203,16 +241,45 @@ class Round:
         draw = torch_generator(self._config.seed, "codec", self.number, COORDINATOR, rank)
         return encode(sent, Packing.of_adapter(self._config.communication), draw)
 
-    def _add(self, site: str, start: Tensors, update: Tensors, weight: float) -> None:
+    def _taken(self, asked: Asked, header: bytes, payload: bytes) -> Outcome:
+        """Admit or reject an answer by its own round's request and, if admitted, add its update."""
+        began = time.perf_counter()
+        site, staleness = asked.member.name, self.number - asked.request.round
+        up, weight = len(header) + len(payload), self._weights[site]
+        charge = {} if staleness else asked.charge()
+        try:
+            reply, update = self._admission.admit(header, payload, asked.request, asked.member, asked.manifest)
+            key = f"{site}, round {asked.request.round}" if staleness else site
+            exponent = self._config.federation.staleness_exponent
+            self._add(key, asked.member, damped(update, staleness, exponent), weight)
+        except AdmissionError as error:
+            outcome = Outcome("rejected", str(error), bytes_up=up, **charge)
+        else:
+            told: dict[str, Any] = (
+                {} if self._site_level else {"update_norm": l2_norm(update), "train_loss": reply.train_loss}
+            )
+            outcome = Outcome("admitted", bytes_up=up, steps=reply.steps, weight=weight, **told, **charge)
+            if reply.clip_norm is not None:
+                self._clip_norms[site] = reply.clip_norm
+        self._aggregating += time.perf_counter() - began
+        return outcome
+
+    def _carry(self, asked: Asked, outcome: Outcome) -> Outcome:
+        number = asked.request.round
+        self.carried.append(Carried(asked.member.name, number, self.number - number, outcome))
+        return outcome
+
+    def _add(self, key: str, member: Member, update: Tensors, weight: float) -> None:
         """Hand an admitted update to the method, and keep it to be measured where that tells nothing it must not."""
         private = update if self._site_level is None else self._site_level.clip(update)
-        local = add(start, update)
+        local = add(with_rank(self._adapter, member.rank(self._config)), update)
         added = private if self._method.linear else {name: local[name] for name in self._sent}
-        self._state = self._aggregator.update(self._state, site, added, weight)
+        self._state = self._aggregator.update(self._state, key, added, weight)
+        self._counted[key] = weight
         if self._config.aggregation.robust != "none":
-            self._updates[site] = update
+            self._updates[key] = update
         if self._measures:
-            self._local[site] = local
+            self._local[key] = local
 
     def _aggregated(self, count: int) -> Tensors:
         """Return the next adapter from ``count`` updates."""
@@ -220,7 +287,7 @@ class Round:
             return self._aggregator.finish(self._state, self._adapter) if count else self._adapter
         rule = self._config.aggregation.robust
         if rule != "none":
-            weights = {site: self._weights[site] for site in self._updates}
+            weights = {key: self._counted[key] for key in self._updates}
             bad, rank = self._config.aggregation.robust_sites, self._config.adapter.rank
             scale = self._config.adapter.alpha / rank
             mean = combine(rule, bad, self._adapter, self._updates, weights, scale)
@@ -233,14 +300,3 @@ class Round:
         if self._config.aggregation.server_optimizer != "none":
             mean, self.moments = optimized(mean, self.moments, self._config.aggregation)
         return self._aggregator.finish(mean, self._adapter)
-
-    def _outcome(self, site: str, status: str, **known: Any) -> Outcome:
-        mechanism = self.cohort[site].description.mechanism
-        header, payload = self.request(site)
-        self.outcomes[site] = Outcome(
-            status=status,
-            bytes_down=len(header) + len(payload),
-            mechanism=mechanism.model_dump() if mechanism else None,
-            **known,
-        )
-        return self.outcomes[site]

@@ -1,15 +1,19 @@
 """The round loop as a Flower strategy: it talks to a Grid and to nothing else.
 
 ``start`` differs from Flower's own in what it adds: it begins where a checkpoint left off, takes replies one at a time
-as they arrive, writes a checkpoint after every round and evaluates when it is due. The hooks are those of every Flower
-strategy, so it also works inside an app that calls Flower's ``Strategy.start``.
+as they arrive, closes a round when it has enough or its deadline is there, lets late updates count in a later one,
+writes a checkpoint after every round and evaluates when it is due. The hooks are those of every Flower strategy, so it
+also works inside an app that calls Flower's ``Strategy.start``, but for late updates.
+
+An update under way is held in memory alone. A run that is resumed asks its sites afresh, and answers to what was asked
+before it stopped are lost; at sites with a ledger they count as spent.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
@@ -24,12 +28,14 @@ from common.methods import kept_tensors
 from common.wire import PAYLOAD
 from server.admission import Admission
 from server.clock import Clock, WallClock
-from server.cohort import Member, sample_cohort
+from server.cohort import Member, number_closing, sample_cohort
 from server.events import Observer
+from server.late import Asked
+from server.outcome import Outcome
 from server.progress import Progress
 from server.rounds import Round
 from server.site_level import SiteLevel
-from server.transport import exchange
+from server.transport import Exchange
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +48,9 @@ ERRORS = {
     8: "the ClientApp crashed",
 }
 """What Flower's codes mean. Its own texts may quote what a site's code said, so they are not recorded."""
+
+Call = tuple[str, int]
+"""Site and round of a request."""
 
 RoundDone = Callable[[int, Progress, dict[str, Any]], None]
 
@@ -77,6 +86,8 @@ class FederatedTuning(Strategy):
     def __post_init__(self) -> None:
         self._admission = Admission.of(self.config)
         self._round: Round | None = None
+        self._owed: dict[Call, Asked] = {}
+        self._drawn: list[str] = []
         self._site_of_node = {member.node_id: name for name, member in self.members.items()}
 
     def arrays(self) -> ArrayRecord:
@@ -95,7 +106,9 @@ class FederatedTuning(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Sample the cohort of a round and return the requests to it; ``arrays`` is :meth:`arrays`."""
-        return list(self._requests(server_round).values())
+        if self.config.federation.carries:
+            raise RunError("late updates need this strategy's own start; expected late 'drop' and mode 'sync'.")
+        return list(self._messages(self._begin(server_round)).values())
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -105,10 +118,11 @@ class FederatedTuning(Strategy):
         Raises:
             RunError: if too few updates are usable.
         """
+        current = self._current()
         for reply in replies:
             site = self._site_of_node.get(reply.metadata.src_node_id)
-            if site is not None:
-                self._take(site, reply)
+            if site in current.cohort and not self._is_full(current):
+                self._take((site, server_round), reply)
         self._finish_round()
         return self.arrays(), MetricRecord({"round": server_round})
 
@@ -148,12 +162,11 @@ class FederatedTuning(Strategy):
         """
         self.summary()
         result = Result()
+        under_way: Exchange[Call] = Exchange(grid, self.clock)
         last = self.config.federation.rounds if num_rounds is None else num_rounds
         seconds = self.config.federation.round_timeout_s if timeout is None else timeout
         for number in range(self.completed_rounds + 1, last + 1):
-            for site, reply in exchange(grid, self._requests(number), seconds, self.clock):
-                self._take(site, reply)
-            self._finish_round()
+            self._play(under_way, number, seconds)
             result.arrays = self.arrays()
             if evaluate_fn is not None:
                 metrics = evaluate_fn(number, result.arrays)
@@ -161,44 +174,123 @@ class FederatedTuning(Strategy):
                     result.evaluate_metrics_serverapp[number] = metrics
         return result
 
-    def _requests(self, number: int) -> dict[str, Message]:
-        known = list(self.members)
-        private = self.site_level
-        names = sample_cohort(known, self.config, number) if private is None else private.cohort(known, number)
-        cohort = {name: self.members[name] for name in names}
+    def _play(self, under_way: Exchange[Call], number: int, seconds: float) -> None:
+        """Run one round: ask, take what comes until it closes, and aggregate."""
+        federation = self.config.federation
+        deadline = self.clock.now() + seconds
+        current = self._begin(number, under_way)
+        under_way.send(self._messages(current))
+        extended = False
+        while True:
+            while not self._is_closed(current) and (arrived := under_way.receive(deadline)) is not None:
+                self._take(*arrived)
+                if federation.mode == "async" and not self._is_full(current):
+                    free = self._free(under_way, current)
+                    for site in free:
+                        current.invite(self.members[site])
+                    under_way.send(self._messages(current, free))
+            lacking = current.lacking()
+            if lacking is None or federation.below_min != "extend" or extended or not under_way.under_way():
+                break
+            logger.warning("%s The round is extended by %g s.", lacking, federation.extension_s)
+            extended, deadline = True, self.clock.now() + federation.extension_s
+        self._keep_owed(under_way, current)
+        self._finish_round()
+
+    def _begin(self, number: int, under_way: Exchange[Call] | None = None) -> Round:
+        """Draw the sites of a round and open it with those that are free."""
+        known, private = list(self.members), self.site_level
+        self._drawn = sample_cohort(known, self.config, number) if private is None else private.cohort(known, number)
+        cohort = {name: self.members[name] for name in self._free(under_way)}
         current = Round(
             number, cohort, self.progress.adapter, self.config, self._admission, self.base_fingerprint, self.run,
             self.progress.clip_norm, private, self.progress.moments,
+            self.members if self.config.federation.carries else None,
         )  # fmt: skip
         self._round = current
-        self.observer.round_started(number, names)
+        self.observer.round_started(number, list(cohort))
+        return current
+
+    def _free(self, under_way: Exchange[Call] | None, current: Round | None = None) -> list[str]:
+        """Return the sites to ask now: drawn for the round, not asked in it, owing nothing; no more than may work."""
+        federation = self.config.federation
+        busy = {site for site, _ in under_way.under_way()} if under_way is not None else set()
+        asked = busy if current is None else busy | current.cohort.keys()
+        free = [name for name in self._drawn if name not in asked]
+        if federation.mode == "sync":
+            return free
+        return free[: max(0, (federation.sites_per_round or len(self.members)) - len(busy))]
+
+    def _messages(self, current: Round, names: Iterable[str] | None = None) -> dict[Call, Message]:
+        """Return the requests of a round: to its whole cohort, or to some of it."""
         return {
-            name: Message(to_records(*current.request(name)), member.node_id, MessageType.TRAIN, group_id=str(number))
-            for name, member in cohort.items()
+            (name, current.number): Message(
+                to_records(*current.request(name)),
+                current.cohort[name].node_id,
+                MessageType.TRAIN,
+                group_id=str(current.number),
+            )
+            for name in (current.cohort if names is None else names)
         }
 
-    def _take(self, site: str, reply: Message) -> None:
-        current = self._current()
-        if site not in current.cohort:
-            return
+    def _is_full(self, current: Round) -> bool:
+        """Whether a round has the number of updates at which it closes."""
+        closing = number_closing(self.config)
+        return closing is not None and current.count >= closing
+
+    def _is_closed(self, current: Round) -> bool:
+        """Whether a round need not wait: it is full, or has enough and could wait for late updates alone."""
+        if self._is_full(current):
+            return True
+        federation = self.config.federation
+        waits = federation.mode == "async" or not federation.carries or current.unanswered > 0
+        return not waits and current.lacking() is None
+
+    def _take(self, call: Call, reply: Message) -> None:
+        (site, number), current = call, self._current()
+        owed = self._owed.pop(call, None)
         if reply.has_error():
             code = reply.error.code
-            outcome = current.fail(site, "failed", f"Flower error {code}: {ERRORS.get(code, 'no known kind')}")
+            status, reason = "failed", f"Flower error {code}: {ERRORS.get(code, 'no known kind')}"
+            outcome = current.fail_late(owed, status, reason) if owed else current.fail(site, status, reason)
         else:
-            try:
-                header, payload = from_records(reply.content)
-            except WireError as error:
-                outcome = current.fail(site, "rejected", str(error))
-            else:
-                outcome = current.take(site, header, payload)
+            outcome = self._read(site, owed, reply)
         if outcome.status != "admitted":
-            logger.warning("round %d: %s %s: %s", current.number, site, outcome.status, outcome.reason)
+            logger.warning("round %d: %s %s: %s", number, site, outcome.status, outcome.reason)
         self.observer.site_answered(current.number, site, outcome)
+
+    def _read(self, site: str, owed: Asked | None, reply: Message) -> Outcome:
+        """Take a reply that is no error: for this round, or for what the site owes of an earlier one."""
+        current = self._current()
+        try:
+            header, payload = from_records(reply.content)
+        except WireError as error:
+            status, reason = "rejected", str(error)
+            return current.fail_late(owed, status, reason) if owed else current.fail(site, status, reason)
+        return current.take_late(owed, header, payload) if owed else current.take(site, header, payload)
+
+    def _keep_owed(self, under_way: Exchange[Call], current: Round) -> None:
+        """At a round's end, forget the requests that nobody will wait for, and keep what checks the others."""
+        federation = self.config.federation
+        open_calls = under_way.under_way()
+        kept = {call for call in open_calls if current.number - call[1] < federation.max_staleness}
+        kept = kept if federation.carries else set()
+        under_way.forget(open_calls - kept)
+        owed = {call: current.asked[call[0]] for call in kept if call[1] == current.number}
+        self._owed = {call: asked for call, asked in self._owed.items() if call in kept} | owed
 
     def _finish_round(self) -> None:
         current = self._current()
-        adapter = current.finish()
-        self.progress = Progress(adapter, current.clip_norm() or self.progress.clip_norm, current.moments)
+        if self._is_full(current):
+            late = self.config.federation.carries
+            current.give_up("late" if late else "spare", "the round had its updates before this one")
+        lacking = current.lacking()
+        if lacking is not None and self.config.federation.below_min == "skip":
+            logger.warning("%s The round is skipped.", lacking)
+            self.progress = replace(self.progress, adapter=current.skip(lacking))
+        else:
+            adapter = current.finish()
+            self.progress = Progress(adapter, current.clip_norm() or self.progress.clip_norm, current.moments)
         self.completed_rounds = current.number
         self._round = None
         if self.round_done is not None:

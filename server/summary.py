@@ -36,7 +36,7 @@ def summarise(records: Iterable[Record], config: RunConfig) -> dict[str, Any]:
 
     Returns:
         rounds; metrics_before and metrics_after by split (overall, by_site, worst_site); epsilon and the bytes up and
-        down of each site (bytes as lists, one number a round, None where the site was not asked); products, what the
+        down of each site (bytes as lists, one number a round, None where nothing passed); products, what the
         aggregation did in each round (see server.aggregation.products; None where it is withheld); site_level, the ε
         and δ spent on whole sites, or None; seconds by phase; simulated_s where the rounds have it; the engine, the
         privacy claim and the fingerprint of the base model.
@@ -61,9 +61,6 @@ def summarise(records: Iterable[Record], config: RunConfig) -> dict[str, Any]:
         raise RunError("metrics.jsonl has no start record; expected the log of a run.")
     sites = sorted({site for record in rounds for site in record["sites"]})
 
-    def per_round(key: str) -> dict[str, list[Any]]:
-        return {site: [record["sites"].get(site, {}).get(key) for record in rounds] for site in sites}
-
     seconds = {
         "setup": sum(record["seconds"] for record in starts),
         "rounds": sum(record["seconds"]["total"] for record in rounds),
@@ -87,8 +84,8 @@ def summarise(records: Iterable[Record], config: RunConfig) -> dict[str, Any]:
             key: [(record["products"] or {}).get(key) for record in rounds]
             for key in ("error", "drift", "cosine_mean", "cosine_min")
         },
-        "bytes_up": per_round("bytes_up"),
-        "bytes_down": per_round("bytes_down"),
+        "bytes_up": _bytes(rounds, sites, "bytes_up"),
+        "bytes_down": _bytes(rounds, sites, "bytes_down"),
         "seconds_total": seconds["setup"] + seconds["rounds"] + seconds["evaluation"],
         "seconds_training": seconds["training"],
         "seconds_evaluation": seconds["evaluation"],
@@ -100,6 +97,19 @@ def summarise(records: Iterable[Record], config: RunConfig) -> dict[str, Any]:
         "base_fingerprint": first["base_fingerprint"],
         "versions": last["versions"],
     }
+
+
+def _bytes(rounds: list[Record], sites: list[str], key: str) -> dict[str, list[int | None]]:
+    """Return bytes by site and round, where they passed; None where none did."""
+    found: dict[str, list[int | None]] = {site: [] for site in sites}
+    for record in rounds:
+        late: dict[str, int] = {}
+        for one in record.get("carried", ()):
+            late[one["site"]] = late.get(one["site"], 0) + one[key]
+        for site in sites:
+            own = record["sites"].get(site, {}).get(key)
+            found[site].append(own + late.get(site, 0) if own is not None else late.get(site))
+    return found
 
 
 def _simulated_seconds(rounds: list[Record]) -> dict[str, Any]:

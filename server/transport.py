@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from typing import Generic, TypeVar
 
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
@@ -17,41 +19,84 @@ from server.clock import POLL_S, Clock, WallClock
 
 logger = logging.getLogger(__name__)
 
+Key = TypeVar("Key", bound=Hashable)
+
 DESCRIBED_AT_ONCE = 256
 """Sites whose requests and replies are held at any time before the first round."""
 
 
-def exchange(
-    grid: Grid, messages: Mapping[str, Message], timeout_s: float, clock: Clock | None = None
-) -> Iterator[tuple[str, Message]]:
-    """Send messages and yield (key, reply) as soon as each is there, until all came or ``timeout_s`` passed.
+class Exchange(Generic[Key]):
+    """Messages on their way, and the replies to them as they arrive.
 
-    Flower's own ``send_and_receive`` waits for the last reply and holds them all; this holds one. Replies are matched
-    by the message they answer: an error reply of a lost node names another sender. Time runs out only while nothing
-    arrives, so that a grid that computes in this process, site after site, never loses one to the clock.
+    Flower's own ``send_and_receive`` waits for the last reply and holds them all; this holds one pull's. Replies are
+    matched by the message they answer: an error reply of a lost node names another sender.
+
+    Args:
+        grid: what carries the messages.
+        clock: what deadlines are read from.
+    """
+
+    def __init__(self, grid: Grid, clock: Clock) -> None:
+        self._grid, self._clock = grid, clock
+        self._waiting: dict[str, Key] = {}
+        self._arrived: deque[tuple[Key, Message]] = deque()
+
+    def send(self, messages: Mapping[Key, Message]) -> None:
+        """Send messages, each by a key of the caller's that is not under way."""
+        sent = list(self._grid.push_messages(messages.values()))
+        self._waiting |= dict(zip(sent, messages, strict=True))
+
+    def under_way(self) -> set[Key]:
+        """Return the keys of the messages whose replies were not received yet."""
+        return {*self._waiting.values(), *(key for key, _ in self._arrived)}
+
+    def forget(self, keys: Collection[Key]) -> None:
+        """Ask no more for the replies to some messages."""
+        self._waiting = {sent: key for sent, key in self._waiting.items() if key not in keys}
+        self._arrived = deque((key, reply) for key, reply in self._arrived if key not in keys)
+
+    def receive(self, deadline: float) -> tuple[Key, Message] | None:
+        """Return the next reply with the key of its message, or None once nothing is under way or the deadline passed.
+
+        What had arrived with a reply that was in time counts as in time; there is one last look at the deadline.
+
+        Args:
+            deadline: in the clock's seconds, which bind also while replies trickle in.
+        """
+        if not self._arrived and self._clock.now() > deadline:
+            return None
+        while self._waiting and not self._arrived:
+            replies = list(self._grid.pull_messages(self._waiting.keys()))
+            for reply in replies:
+                key = self._waiting.pop(reply.metadata.reply_to_message_id, None)
+                if key is not None:
+                    self._arrived.append((key, reply))
+                else:
+                    logger.warning("node %d answered a message a second time; ignored", reply.metadata.src_node_id)
+            if not replies:
+                if self._clock.now() >= deadline:
+                    return None
+                self._clock.wait(deadline)
+        return self._arrived.popleft() if self._arrived else None
+
+
+def exchange(
+    grid: Grid, messages: Mapping[Key, Message], timeout_s: float, clock: Clock | None = None
+) -> Iterator[tuple[Key, Message]]:
+    """Send messages and yield (key, reply) as soon as each is there, until all came or ``timeout_s`` passed.
 
     Args:
         grid: what carries the messages.
         messages: by a key of the caller's.
-        timeout_s: seconds of ``clock``.
+        timeout_s: seconds of ``clock``, from now.
         clock: the wall's if not given.
     """
-    sent = list(grid.push_messages(messages.values()))
-    waiting = dict(zip(sent, messages, strict=True))
     timer = WallClock() if clock is None else clock
+    under_way: Exchange[Key] = Exchange(grid, timer)
     deadline = timer.now() + timeout_s
-    while waiting:
-        replies = list(grid.pull_messages(waiting.keys()))
-        for reply in replies:
-            key = waiting.pop(reply.metadata.reply_to_message_id, None)
-            if key is not None:
-                yield key, reply
-            else:
-                logger.warning("node %d answered a message a second time; ignored", reply.metadata.src_node_id)
-        if not replies:
-            if timer.now() >= deadline:
-                return
-            timer.wait(deadline)
+    under_way.send(messages)
+    while (arrived := under_way.receive(deadline)) is not None:
+        yield arrived
 
 
 def wait_for_nodes(grid: Grid, config: RunConfig) -> list[int]:
@@ -74,9 +119,15 @@ def wait_for_nodes(grid: Grid, config: RunConfig) -> list[int]:
 
 
 def describe_sites(
-    grid: Grid, nodes: Sequence[int], config: RunConfig
+    grid: Grid, nodes: Sequence[int], config: RunConfig, clock: Clock | None = None
 ) -> tuple[dict[int, SiteDescription], dict[int, str]]:
     """Ask every node to describe itself.
+
+    Args:
+        grid: what carries the messages.
+        nodes: ids of the nodes.
+        config: the run config.
+        clock: what the time that a node has is read from; the wall's if not given.
 
     Returns:
         The descriptions by node id, and the reasons of the nodes that are left out since theirs is no valid one: an
@@ -94,7 +145,7 @@ def describe_sites(
         messages = {
             str(node): Message(to_records(header), node, MessageType.QUERY, group_id="describe") for node in asked
         }
-        for node, reply in exchange(grid, messages, config.federation.join_timeout_s):
+        for node, reply in exchange(grid, messages, config.federation.join_timeout_s, clock):
             try:
                 described[int(node)] = _description(reply)
             except WireError as error:

@@ -14,7 +14,7 @@ from rich.table import Table
 from common.config.run import RunConfig
 from common.tasks.catalog import TASKS
 from server.events import Observer
-from server.rounds import Outcome
+from server.outcome import Outcome
 
 MOST_SITES_SHOWN = 60
 """Sites that the closing table lists."""
@@ -81,6 +81,9 @@ class LiveProgress(Observer):
         admitted = sum(outcome["status"] == "admitted" for outcome in sites)
         losses = [outcome["train_loss"] for outcome in sites if outcome["train_loss"] is not None]
         parts = [f"round {record['round']}", f"{admitted}/{len(record['sites'])} sites"]
+        carried = sum(one["status"] == "admitted" for one in record.get("carried", ()))
+        parts += [f"{carried} late"] if carried else []
+        parts += ["skipped"] if "skipped" in record else []
         parts += [_shown(self._task, self._metrics)] if self._metrics else []
         parts += [f"training loss {mean(losses):.3f}"] if losses else []
         parts += [f"ε {epsilon:.2f}"] if epsilon is not None else []

@@ -15,6 +15,7 @@ from common.models.folder import model_folder
 from common.models.resident import resident_model
 from common.run_folder import RunFolder
 from common.tensors import Manifest, Tensors
+from server.clock import IdleClock
 from server.events import Observer
 from server.federation import Personal, RunSettings, run_federation
 from simulations.cache import token_cache_folder
@@ -61,7 +62,7 @@ def simulate(
         expect_sound(config, data, model)
         settings = RunSettings(
             run_folder, resume=resume, device=device, engine=chosen.label(), test=data.test,
-            personal=_personal(run_folder.sites), settle=virtual_states(run_folder.sites).sync,
+            clock=IdleClock(), personal=_personal(run_folder.sites), settle=virtual_states(run_folder.sites).sync,
         )  # fmt: skip
         grid = VirtualGrid(running, len(data.sites), watch)
         around, settings = with_faults(grid, config, data.sites, model, FIRST_NODE_ID, settings)

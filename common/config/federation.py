@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from common.config.section import Section
 
@@ -12,19 +12,65 @@ from common.config.section import Section
 class FederationConfig(Section):
     """Rounds and the sites that take part in them."""
 
+    mode: Literal["sync", "async"] = "sync"
+    """sync: a round asks its sites and waits for them; async: the adapter moves with every buffer_size updates, and
+    sites are asked again as they answer (FedBuff, Nguyen et al. 2106.06639). A round is then what lies between two
+    moves, sites_per_round the most sites at work at once, and a site is asked at most once in a round."""
     rounds: Annotated[int, Field(ge=1)] = 5
     """Rounds of the run."""
     sites_per_round: Annotated[int, Field(ge=1)] | None = None
     """Sites sampled for a round; all of them if not given."""
+    over_select: Annotated[float, Field(ge=1, le=10)] = 1.0
+    """Ask so many times sites_per_round sites, rounded up, and close the round at sites_per_round admitted updates: the
+    slowest cost no time. They train and spend their budgets all the same."""
+    buffer_size: Annotated[int, Field(ge=1)] | None = None
+    """Updates that move the adapter, for mode async."""
     min_sites: Annotated[int, Field(ge=1)] = 1
     """Sites that must be there at the start, and updates a round needs to count."""
     round_timeout_s: Annotated[float, Field(gt=0)] = 3600.0
-    """Seconds after which a round goes on with the updates it has."""
+    """Seconds from its requests after which a round goes on with the updates it has."""
+    below_min: Literal["stop", "extend", "skip"] = "stop"
+    """A round with fewer updates than it needs: stop ends the run, where the checkpoint stands; extend waits once more,
+    for extension_s, then stops; skip leaves the adapter as it is, drops what came, and goes on with the next round."""
+    extension_s: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds that a round below its minimum waits longer, for below_min extend."""
+    late: Literal["drop", "carry"] = "drop"
+    """An update that comes after its round: drop it, or carry it into the round that is on, where it counts less. A
+    site that owes an update is asked nothing else. Mode async always carries."""
+    max_staleness: Annotated[int, Field(ge=1, le=16)] = 8
+    """Rounds after which a late update is no longer waited for."""
+    staleness_exponent: Annotated[float, Field(ge=0)] = 0.5
+    """a of the factor (1 + s)^-a on an update that is s rounds late (FedAsync 1903.03934; 1/2 in FedBuff)."""
     join_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     """Seconds to wait at the start for min_sites sites."""
     virtual_ranks: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(), strict=False)
     """Largest rank that each virtual site can hold, in order of their names, from the beginning again where there are
     more sites than ranks. A real site names its own in its site config (max_rank)."""
+
+    @property
+    def carries(self) -> bool:
+        """Whether updates that come after their round still count."""
+        return self.late == "carry" or self.mode == "async"
+
+    @property
+    def depends_on_time(self) -> bool:
+        """Whether the order of arrival, and not just the deadline, decides what counts in which round."""
+        return self.carries or self.over_select > 1
+
+    @model_validator(mode="after")
+    def _rounds_can_close(self) -> FederationConfig:
+        sites, buffer = self.sites_per_round, self.buffer_size
+        if (self.mode == "async") != (buffer is not None):
+            raise ValueError("buffer_size goes with mode 'async'; expected both or neither")
+        if buffer is not None and buffer > (sites or buffer):
+            raise ValueError(f"buffer_size {buffer} is above sites_per_round {sites}; expected at most as many")
+        if buffer is not None and buffer < self.min_sites:
+            raise ValueError(f"buffer_size {buffer} is below min_sites {self.min_sites}; expected at least as many")
+        if self.over_select > 1 and self.mode == "async":
+            raise ValueError("over_select is set for mode 'async', which waits for no slow site; remove it")
+        if self.over_select > 1 and sites is None:
+            raise ValueError("over_select is set but all sites are asked; expected sites_per_round. Set it")
+        return self
 
 
 class AggregationConfig(Section):

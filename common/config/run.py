@@ -15,6 +15,7 @@ from common.config.federation import AggregationConfig, EvaluationConfig, Federa
 from common.config.method_rules import expect_method
 from common.config.model import ModelConfig
 from common.config.privacy import PrivacyConfig
+from common.config.round_rules import expect_rounds
 from common.config.section import Section
 from common.config.simulation import SimulationConfig
 from common.config.training import TrainingConfig
@@ -53,6 +54,7 @@ class RunConfig(Section):
             raise ValueError("adapter.kind 'head_only' needs a head; expected data.task 'classification'")
         expect_method(self)
         expect_communication(self)
+        expect_rounds(self)
         if self.federation.sites_per_round is not None and (
             self.federation.sites_per_round < self.federation.min_sites
         ):

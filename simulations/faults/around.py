@@ -9,6 +9,7 @@ from flwr.serverapp import Grid
 
 from common.codecs.packing import Packing
 from common.config.run import RunConfig
+from common.config.simulation import SimulationConfig
 from common.models.adapter import AdaptedModel
 from server.federation import RunSettings
 from simulations.faults.faults import Faults
@@ -22,6 +23,9 @@ def with_faults(
 ) -> tuple[Grid, RunSettings]:
     """Return the Grid and the settings to run with: the same ones where the config has no ``simulation`` section.
 
+    Where the order of arrival decides what counts, a clock of the simulation's own makes it follow from the run config:
+    without a section all replies to a round arrive at once.
+
     Args:
         grid: computes the honest replies.
         config: the run config.
@@ -33,7 +37,10 @@ def with_faults(
     Raises:
         ConfigError: for a section that does not fit the sites.
     """
-    faults = Faults.of(config, sites)
+    timed = config
+    if config.simulation is None and config.federation.depends_on_time:
+        timed = config.model_copy(update={"simulation": SimulationConfig()})  # the order of asking, with every engine
+    faults = Faults.of(timed, sites)
     if faults is None:
         return grid, settings
     tokens, old = TokensDone(config, model, sites), OldAnswers(settings.folder.checkpoint)

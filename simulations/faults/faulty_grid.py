@@ -67,7 +67,7 @@ class FaultyGrid(Grid):
         self._computing: set[str] = set()
         self._late: dict[str, int] = {}
         self._seconds: dict[int, dict[str, SiteSeconds]] = {}
-        self._round_began = 0.0
+        self._round_began = self._round_ended = 0.0
 
     def set_run(self, run: Any) -> None:  # its type is an internal of Flower's
         """Set the run of the Grid inside."""
@@ -140,10 +140,13 @@ class FaultyGrid(Grid):
 
     def round_notes(self, number: int) -> dict[str, Any]:
         """Return the simulated seconds of a round that has just ended: in all, and of the sites that answered it."""
-        sites = self._seconds.get(number, {})
+        sites, began = self._seconds.get(number, {}), self._round_began
+        if number not in self._seconds:  # nobody was asked: it began where the one before ended
+            began = self._round_ended
+        self._round_ended = self.clock.now()
         return {
             "simulated_s": {
-                "round": self.clock.now() - self._round_began,
+                "round": self.clock.now() - began,
                 "sites": {site: sites[site].as_dict() for site in sorted(sites)},
             }
         }

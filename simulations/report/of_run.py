@@ -80,8 +80,11 @@ def _by_round(rounds: list[dict[str, Any]], points: list[Point], headline: str) 
     for number in range(len(rounds) + 1):
         point, record = found.get(number), rounds[number - 1] if number else None
         sites = list(record["sites"].values()) if record else []
+        late = record.get("carried", []) if record else []
+        carried = sum(one["status"] == "admitted" for one in late)
         admitted = f"{sum(one['status'] == 'admitted' for one in sites)}/{len(sites)}" if record else NOTHING
-        sent = sum(one["bytes_up"] + one["bytes_down"] for one in sites) / 1e6
+        admitted += f" + {carried} late" if carried else ""
+        sent = sum(one["bytes_up"] + one["bytes_down"] for one in [*sites, *late]) / 1e6
         body.append(
             [
                 str(number), admitted, metric(headline, point.headline if point else None),

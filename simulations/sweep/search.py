@@ -29,7 +29,7 @@ from common.config.run import RunConfig
 from common.errors import ConfigError, RunError
 from common.tasks.catalog import TASKS
 from server.events import Observer
-from server.rounds import Outcome
+from server.outcome import Outcome
 from simulations.study.curves import curve
 from simulations.study.runs import HERE, Compute, PlannedRun, Watching, do_missing, run_lock, run_one, unwatched
 from simulations.sweep.cost import cost_sentences, search_cost

@@ -26,7 +26,7 @@ from common.run_folder import RunFolder
 from common.tensors import manifest_of
 from server.checkpoint import load_checkpoint
 from server.events import Observer
-from server.rounds import Outcome
+from server.outcome import Outcome
 from simulations.check import check_run
 from simulations.run import simulate
 

@@ -24,7 +24,7 @@ from common.run_folder import RunFolder
 from common.tasks.catalog import TASKS
 from server.events import Observer
 from server.federation import RunSettings, run_federation
-from server.rounds import Outcome
+from server.outcome import Outcome
 from simulations.check import check_run
 from simulations.engines.catalog import open_engine
 from simulations.engines.settings import EngineSettings
