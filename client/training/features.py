@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from client.site import Site
+from common.config.model import ModelConfig
 from common.config.run import RunConfig
 from common.data.batches import Collator, Limit, micro_batch_limit, micro_batches
+from common.data.token_table import TokenRows
 from common.models.adapter import AdaptedModel
-from common.models.frozen import FROZEN_BYTES, FrozenStates, frozen_states
+from common.models.frozen import FROZEN_BYTES, FrozenStates, changing_block, frozen_states
 
 
 class RowFeatures:
@@ -52,16 +54,18 @@ def site_states(model: AdaptedModel, site: Site, config: RunConfig) -> FrozenSta
     head_only = config.adapter.kind == "head_only"
     if head_only and any(bool(value.any()) for name, value in model.parameters.items() if ".lora_B." in name):
         return None
-    known = _STATES.get(site)
-    if known is None or known[0] is not model:
-        for other, (owner, _) in list(_STATES.items()):
-            if owner is not model:  # a process has one model: that one is gone
+    rows = site.rows if isinstance(site.rows, TokenRows) else site
+    origin = (config.model, model.base.fingerprint, str(model.device), changing_block(model, head_only=head_only))
+    known = _STATES.get(rows)
+    if known is None or known[0] != origin:
+        for other, (made, _) in list(_STATES.items()):
+            if made != origin:  # a process has one base model: that one is gone
                 del _STATES[other]
         taken = sum(states.size_bytes for _, states in _STATES.values() if states is not None)
         limit = micro_batch_limit(config.training.micro_batch_size, model.device, packed=model.packs)
         room = FROZEN_BYTES - taken
         found = frozen_states(model, site.rows, limit, head_only=head_only, room_bytes=room)
-        known = _STATES[site] = (model, found)
+        known = _STATES[rows] = (origin, found)
     return known[1]
 
 
@@ -70,8 +74,12 @@ def may_have_features(model: AdaptedModel, config: RunConfig) -> bool:
     return config.adapter.kind == "head_only" and len(model.base.family.heads) == 1
 
 
-_STATES: WeakKeyDictionary[Site, tuple[AdaptedModel, FrozenStates | None]] = WeakKeyDictionary()
-"""States by site, for as long as the site is held."""
+_Origin = tuple[ModelConfig, str, str, int]
+"""What states follow from besides the rows: base model and its fingerprint, device, and the block they enter."""
+
+_STATES: WeakKeyDictionary[Site | TokenRows, tuple[_Origin, FrozenStates | None]] = WeakKeyDictionary()
+"""States by the rows of a virtual site, which several runs on the same data share, or by the real site they are of; for
+as long as it is held."""
 
 _KNOWN: WeakKeyDictionary[Site, tuple[AdaptedModel, RowFeatures | None]] = WeakKeyDictionary()
 """Features by site, for as long as the site is held."""

@@ -15,6 +15,7 @@ from functools import cache, lru_cache
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -41,13 +42,14 @@ _CODE = ("common/tasks", "common/data/examples.py", "common/data/readers.py", "c
 
 
 class SiteTokens(Mapping[str, TokenRows]):
-    """Rows of each site; sites in the order of their names."""
+    """Rows of each site, one object a site for as long as anybody holds it; sites in the order of their names."""
 
     def __init__(self, table: TokenTable, dealt: Dealt) -> None:
         self._table, self._dealt = table, dealt
+        self._held: WeakValueDictionary[str, TokenRows] = WeakValueDictionary()
 
     def __getitem__(self, site: str) -> TokenRows:
-        return TokenRows(self._table, self._dealt[site])
+        return self._held.setdefault(site, TokenRows(self._table, self._dealt[site]))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._dealt)

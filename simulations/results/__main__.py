@@ -22,6 +22,7 @@ from common.config.run import RunConfig
 from simulations.commands.options import set_up
 from simulations.commands.progress import RunLines
 from simulations.results.lines import GRIDS, TABLES, Grid, Line
+from simulations.results.page import markdown, write_tables
 from simulations.study.intervals import over_seeds
 from simulations.study.runs import PlannedRun, run_missing
 from simulations.study.shown import mean_and_half
@@ -63,7 +64,7 @@ def table(lines: tuple[Line, ...]) -> str:
     metric = rows[0]["metric"] if rows else "metric"
     head = ["", f"{metric} before", f"{metric} after", "worst site", "ε spent", "kB up a round", "seeds"]
     body = [[r["label"], r["before"], r["after"], r["worst"], r["epsilon"], r["bytes"], r["seeds"]] for r in rows]
-    return _markdown([head, ["---"] * len(head), *body])
+    return markdown([head, *body])
 
 
 def grid(cells: Grid) -> str:
@@ -73,7 +74,7 @@ def grid(cells: Grid) -> str:
         [method, *(_cell(summaries(cells.cell(method, epsilon))) for epsilon in cells.epsilons)]
         for method in cells.methods
     ]
-    return _markdown([head, ["---"] * len(head), *body])
+    return markdown([head, *body])
 
 
 def summaries(line: Line) -> list[dict[str, Any]]:
@@ -87,10 +88,6 @@ def _cell(found: list[dict[str, Any]]) -> str:
         return "-"
     values = [100.0 * summary["metrics_after"]["test"]["overall"]["accuracy"] for summary in found]
     return f"{interval(values)} ({len(values)})"
-
-
-def _markdown(rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
 
 
 def _row(line: Line, found: list[dict[str, Any]]) -> dict[str, str]:
@@ -118,16 +115,8 @@ def _row(line: Line, found: list[dict[str, Any]]) -> dict[str, str]:
 
 def write_page() -> None:
     """Replace what stands between the markers of each table in ``docs/results.md``."""
-    text = PAGE.read_text(encoding="utf-8")
     written = {name: table(lines) for name, lines in TABLES.items()} | {n: grid(g) for n, g in GRIDS.items()}
-    for name, content in written.items():
-        begin, end = f"<!-- {name}: written by make results -->", f"<!-- end of {name} -->"
-        if text.count(begin) != 1 or text.count(end) != 1:
-            raise typer.BadParameter(f"{PAGE} lacks the markers of table {name!r}")
-        before, _, rest = text.partition(begin)
-        _, _, after = rest.partition(end)
-        text = f"{before}{begin}\n{content}\n{end}{after}"
-    PAGE.write_text(text, encoding="utf-8")
+    write_tables(PAGE, written, "make results")
 
 
 def every_line() -> list[Line]:

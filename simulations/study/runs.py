@@ -153,8 +153,17 @@ def do_missing(
         pending = left
 
 
-def run_one(run: PlannedRun, observer: Observer | None, compute: Compute = HERE) -> dict[str, Any]:
-    """Run, or go on with, a run whose lock is held; return its summary."""
+def run_one(
+    run: PlannedRun, observer: Observer | None, compute: Compute = HERE, *, forget: bool = True
+) -> dict[str, Any]:
+    """Run, or go on with, a run whose lock is held; return its summary.
+
+    Args:
+        run: what to run.
+        observer: told what happens.
+        compute: on what.
+        forget: whether to let go of the data afterwards; not where the next run has the same.
+    """
     done = run.summary()
     if done is not None:
         return done
@@ -169,7 +178,8 @@ def run_one(run: PlannedRun, observer: Observer | None, compute: Compute = HERE)
         )
     finally:
         # Virtual sites are kept by run config; over many runs they, and the models they hold, would pile up.
-        client.site.forget_virtual_sites()
+        if forget:
+            client.site.forget_virtual_sites()
 
 
 @contextmanager

@@ -1,0 +1,72 @@
+"""Runs every aggregation method on every federation of the grid and writes the tables of ``docs/methods.md``.
+
+::
+
+    python -m simulations.results.methods                 # capped: about an hour and a half of one CPU core
+    python -m simulations.results.methods --size full     # all layers, all test rows, 20 rounds
+
+Runs that are complete are not repeated, so that it can be stopped and started again; all of one seed are made before
+the next. See :mod:`simulations.results.method_grid` for what is run.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import client.site
+from common.config.data import DataConfig
+from common.console import one_line_errors
+from common.errors import ConfigError
+from simulations.commands.options import set_up
+from simulations.results.method_grid import ROOT, RUNS, SIZES, cells
+from simulations.results.method_tables import read_findings, tables
+from simulations.results.page import write_tables
+from simulations.study.runs import PlannedRun, do_missing, run_one
+
+PAGE = ROOT / "docs" / "methods.md"
+COMMAND = "python -m simulations.results.methods"
+
+
+def main(
+    size: Annotated[str, typer.Option(help="capped or full.")] = "capped",
+    seeds: Annotated[int, typer.Option(min=1, max=10, help="Seeds a cell, from 0.")] = 3,
+    only: Annotated[str, typer.Option(help="Only cells whose name contains this; then no table is written.")] = "",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
+    run: Annotated[bool, typer.Option(help="Run what is missing before writing the tables.")] = True,
+    runs: Annotated[Path, typer.Option(help="Where run folders lie.")] = RUNS,
+) -> None:
+    """Run what is missing and write the tables."""
+    set_up(debug=False, threads=threads)
+    with one_line_errors(debug=False):
+        if size not in SIZES:
+            raise ConfigError(f"--size is {size!r}; expected one of {', '.join(SIZES)}.")
+        chosen = [cell for cell in cells(size) if only in f"{cell.federation} {cell.privacy} {cell.method}"]
+        if run:
+            run_grid([cell.run(seed, runs) for seed in range(seeds) for cell in chosen])
+        if not only:
+            write_tables(PAGE, tables(read_findings(size, chosen, range(seeds), runs)), COMMAND)
+
+
+def run_grid(planned: list[PlannedRun]) -> None:
+    """Run what is not complete; what the lower blocks make of the rows is kept while the data stay the same."""
+    held: tuple[DataConfig, int] | None = None
+
+    def do(missing: PlannedRun) -> None:
+        nonlocal held
+        data = (missing.config.data, missing.seed)
+        if held != data:
+            client.site.forget_virtual_sites()
+            held = data
+        began = time.process_time()
+        run_one(missing, None, forget=False)
+        typer.echo(f"{missing.label}, seed {missing.seed}: {time.process_time() - began:.1f} s of CPU")
+
+    do_missing(planned, lambda one: one.summary() is not None, lambda one: one.folder, do)
+
+
+if __name__ == "__main__":
+    typer.run(main)
