@@ -29,6 +29,7 @@ from server.events import Observer
 from server.progress import Progress
 from server.rounds import Round
 from server.site_level import SiteLevel
+from server.steering import Steering
 from server.transport import exchange
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class FederatedTuning(Strategy):
         site_level: what protects whole sites, if anything does.
         observer: told what happens.
         clock: what deadlines are read from.
+        steering: asked before each round.
         completed_rounds: rounds done already, from a checkpoint.
         round_done: called with number, progress and record after every round, before the next begins.
     """
@@ -71,6 +73,7 @@ class FederatedTuning(Strategy):
     site_level: SiteLevel | None = None
     observer: Observer = field(default_factory=Observer)
     clock: Clock = field(default_factory=WallClock)
+    steering: Steering = field(default_factory=Steering)
     completed_rounds: int = 0
     round_done: RoundDone | None = None
 
@@ -151,7 +154,10 @@ class FederatedTuning(Strategy):
         last = self.config.federation.rounds if num_rounds is None else num_rounds
         seconds = self.config.federation.round_timeout_s if timeout is None else timeout
         for number in range(self.completed_rounds + 1, last + 1):
-            for site, reply in exchange(grid, self._requests(number), seconds, self.clock):
+            if not self.steering.proceed(number, grid):
+                break
+            requests, timeout_s = self._requests(number), self.steering.round_timeout_s(seconds)
+            for site, reply in exchange(grid, requests, timeout_s, self.clock):
                 self._take(site, reply)
             self._finish_round()
             result.arrays = self.arrays()
@@ -164,7 +170,11 @@ class FederatedTuning(Strategy):
     def _requests(self, number: int) -> dict[str, Message]:
         known = list(self.members)
         private = self.site_level
-        names = sample_cohort(known, self.config, number) if private is None else private.cohort(known, number)
+        if private is None:
+            wanted = self.steering.sites_per_round(self.config.federation.sites_per_round)
+            names = sample_cohort(known, self.config, number, wanted)
+        else:
+            names = private.cohort(known, number)
         cohort = {name: self.members[name] for name in names}
         current = Round(
             number, cohort, self.progress.adapter, self.config, self._admission, self.base_fingerprint, self.run,
