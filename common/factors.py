@@ -22,10 +22,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from common.factor_names import FIXED_A as FIXED_A
+from common.factor_names import FIXED_B as FIXED_B
+from common.factor_names import A as A
+from common.factor_names import B as B
+from common.factor_names import R as R
+from common.factor_names import is_factor as is_factor
+from common.factor_names import is_fixed as is_fixed
 from common.tensors import Manifest, Tensors
-
-A, B, R = ".lora_A.weight", ".lora_B.weight", ".lora_R.weight"
-FIXED_A, FIXED_B = ".fixed_A.weight", ".fixed_B.weight"
 
 ZERO = 1e-8
 """Singular values below this share of the largest are dropped: tensors are float32, whose resolution is 6e-8."""
@@ -46,16 +50,6 @@ class Factors(NamedTuple):
     def rank(self) -> int:
         """Number q of columns of b and rows of a."""
         return len(self.a)
-
-
-def is_factor(name: str) -> bool:
-    """Whether a tensor, by its name, is a factor, a core or a correction of a layer."""
-    return ".lora_" in name or is_fixed(name)
-
-
-def is_fixed(name: str) -> bool:
-    """Whether a tensor, by its name, is part of a correction to the base."""
-    return ".fixed_" in name
 
 
 def layers_of(names: Iterable[str]) -> list[str]:

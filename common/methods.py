@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from common.errors import ConfigError
-from common.factors import A, B, R, is_factor, is_fixed
+from common.factor_names import A, B, R, is_factor, is_fixed
 
 if TYPE_CHECKING:
     from torch import Tensor

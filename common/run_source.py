@@ -14,6 +14,8 @@ CONFIG_YAML = "config-yaml"
 """Key of Flower's run config that holds a whole run config as YAML text."""
 CONFIG_FILE = "config-file"
 """Key that names a run config file, absolute or inside the app, used where the text is empty."""
+RUN_NAME, RUN_FENCE = "run-name", "run-fence"
+"""Keys that tell a ServerApp which run of its coordinator's it works on, and which submission of it this is."""
 DEVICE = "device"
 """Key of Flower's node config that names the device of a site."""
 

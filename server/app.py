@@ -10,7 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 from common.errors import ConfigError
 from common.quiet import quiet_dependencies
 from common.run_folder import RunFolder
-from common.run_source import run_config_of
+from common.run_source import RUN_FENCE, RUN_NAME, run_config_of
 from server.federation import RunSettings, run_federation
 
 app = ServerApp()
@@ -18,7 +18,10 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the federation that Flower's run config describes; ``out`` names the run folder.
+    """Run the federation that Flower's run config describes.
+
+    A coordinator's run is named by ``run-name`` and kept in the coordinator's state folder; for any other, ``out``
+    names the run folder.
 
     Raises:
         FedtuneError: for whatever keeps it from running. Flower logs it and ends the run as failed, which it does for
@@ -28,6 +31,12 @@ def main(grid: Grid, context: Context) -> None:
     config = run_config_of(context.run_config)
     if config.simulation is not None:
         raise ConfigError("simulation is set; expected no such section outside fedtune-sim. Remove it from the config.")
+    name = context.run_config.get(RUN_NAME)
+    if name:
+        from server.coordinated import run_coordinated
+
+        run_coordinated(grid, config, str(name), int(str(context.run_config.get(RUN_FENCE, 0))))
+        return
     out = context.run_config.get("out")
     folder = Path(str(out)) if out else Path("runs") / f"{config.name}-{context.run_id}"
     run_federation(grid, config, RunSettings(RunFolder(folder)))

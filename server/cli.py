@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from common.console import new_app
+from common.console import INTERRUPTED, error_console, new_app
+from server.commands import runs, service, setup, steer
 
 app = new_app(
     "fedtune-server",
-    "Coordinate a federation: enrol sites, start runs, watch and steer rounds, export the adapter. "
-    "Its commands are not built yet; fedtune-sim runs the same round loop, trainer and wire format today.",
+    "Coordinate a federation: enrol sites, start runs, watch and steer rounds, export the adapter.",
 )
+
+for command in (
+    setup.init, setup.renew,
+    service.up, service.down, service.status, service.systemd,
+    runs.run, runs.runs, runs.rounds, runs.export, runs.logs,
+    steer.watch, steer.pause, steer.resume, steer.stop,
+):  # fmt: skip
+    app.command()(command)
+app.command("set")(steer.set_)
+app.add_typer(setup.sites, name="sites")
 
 
 def main() -> None:
     """Entry point of ``fedtune-server``."""
-    app()
+    try:
+        app()
+    except KeyboardInterrupt:
+        error_console().print("interrupted.", markup=False)
+        raise SystemExit(INTERRUPTED) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -47,6 +47,36 @@ class Member:
         return float(self.description.num_examples or 0)
 
 
+def expect_enrolled(
+    described: Mapping[int, SiteDescription],
+    left_out: Mapping[int, str],
+    enrolled: Mapping[int, str],
+    config: RunConfig,
+) -> tuple[dict[int, SiteDescription], dict[int, str]]:
+    """Leave out the nodes that call themselves otherwise than their keys were enrolled: a site speaks for itself alone.
+
+    Args:
+        described: descriptions by node id.
+        left_out: reasons by node id of those left out already.
+        enrolled: names by node id.
+        config: the run config.
+
+    Returns:
+        Both, with those nodes moved from one to the other.
+
+    Raises:
+        RunError: if fewer than ``federation.min_sites`` remain.
+    """
+    kept = {node: told for node, told in described.items() if enrolled.get(node) == told.site}
+    reasons = dict.fromkeys(described.keys() - kept.keys(), "it calls itself otherwise than its key was enrolled")
+    if len(kept) < config.federation.min_sites:
+        raise RunError(
+            f"{len(kept)} sites call themselves as they were enrolled; expected at least {config.federation.min_sites} "
+            "(federation.min_sites). The name in a site's config must be the one of its kit."
+        )
+    return kept, {**left_out, **reasons}
+
+
 def admit_members(
     descriptions: Mapping[int, SiteDescription], config: RunConfig, base: str, initial: str
 ) -> dict[str, Member]:

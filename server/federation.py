@@ -34,11 +34,12 @@ from common.tensors import Manifest, Tensors, fingerprint, manifest_of
 from server.aggregation.robust import expect_enough_sites
 from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from server.clock import Clock, WallClock
-from server.cohort import Member, admit_members, number_closing
+from server.cohort import Member, admit_members, expect_enrolled, number_closing
 from server.events import Observer
 from server.model_card import model_card
 from server.progress import Progress
 from server.site_level import SiteLevel, site_level_of
+from server.steering import Steering
 from server.strategy import FederatedTuning
 from server.summary import epsilon_by_site, summarise
 from server.transport import describe_sites, wait_for_nodes
@@ -63,7 +64,11 @@ class RunSettings:
         test: tokenised test rows of each site, where whoever starts the run has them; else they are read.
         personal: what a site kept up to a round, where the coordinator can see it, as in a simulation: sites are then
             evaluated with what is theirs.
-        settle: called before each checkpoint, to bring to disk what virtual sites keep.
+        settle: called before each checkpoint, to bring to disk what virtual sites keep, or to raise where nothing more
+            may be written.
+        steering: asked before each round.
+        enrolled: names of the sites by node id, where each has a key of its own: a node that calls itself otherwise is
+            left out.
     """
 
     folder: RunFolder
@@ -75,6 +80,8 @@ class RunSettings:
     test: Mapping[str, TokenRows] | None = None
     personal: Personal | None = None
     settle: Callable[[], None] | None = None
+    steering: Steering = field(default_factory=Steering)
+    enrolled: Mapping[int, str] | None = None
 
 
 def run_federation(
@@ -94,6 +101,8 @@ def run_federation(
     model = resident_model(config, settings.device)
     start = initial_adapter(model, config.seed)
     described, left_out = describe_sites(grid, wait_for_nodes(grid, config), config, settings.clock)
+    if settings.enrolled is not None:
+        described, left_out = expect_enrolled(described, left_out, settings.enrolled, config)
     members = admit_members(described, config, model.base.fingerprint, fingerprint(start))
     rule = config.aggregation.robust
     asked = number_closing(config) or config.federation.sites_per_round or len(members)
@@ -122,8 +131,8 @@ def run_federation(
         keeper.evaluate(0, progress.adapter)
     strategy = FederatedTuning(
         config=config, members=members, progress=progress, base_fingerprint=model.base.fingerprint, run=run,
-        site_level=site_level, observer=watch, clock=settings.clock, completed_rounds=done,
-        round_done=keeper.round_done,
+        site_level=site_level, observer=watch, clock=settings.clock, steering=settings.steering,
+        completed_rounds=done, round_done=keeper.round_done,
     )  # fmt: skip
     strategy.start(grid)
     export_adapter(model, strategy.progress.adapter, config, folder.adapter)

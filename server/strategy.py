@@ -35,6 +35,7 @@ from server.outcome import Outcome
 from server.progress import Progress
 from server.rounds import Round
 from server.site_level import SiteLevel
+from server.steering import Steering
 from server.transport import Exchange
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class FederatedTuning(Strategy):
         site_level: what protects whole sites, if anything does.
         observer: told what happens.
         clock: what deadlines are read from.
+        steering: asked before each round.
         completed_rounds: rounds done already, from a checkpoint.
         round_done: called with number, progress and record after every round, before the next begins.
     """
@@ -80,6 +82,7 @@ class FederatedTuning(Strategy):
     site_level: SiteLevel | None = None
     observer: Observer = field(default_factory=Observer)
     clock: Clock = field(default_factory=WallClock)
+    steering: Steering = field(default_factory=Steering)
     completed_rounds: int = 0
     round_done: RoundDone | None = None
 
@@ -88,6 +91,7 @@ class FederatedTuning(Strategy):
         self._round: Round | None = None
         self._owed: dict[Call, Asked] = {}
         self._drawn: list[str] = []
+        self._steered = self.config
         self._site_of_node = {member.node_id: name for name, member in self.members.items()}
 
     def arrays(self) -> ArrayRecord:
@@ -166,7 +170,9 @@ class FederatedTuning(Strategy):
         last = self.config.federation.rounds if num_rounds is None else num_rounds
         seconds = self.config.federation.round_timeout_s if timeout is None else timeout
         for number in range(self.completed_rounds + 1, last + 1):
-            self._play(under_way, number, seconds)
+            if not self.steering.proceed(number, grid):
+                break
+            self._play(under_way, number, self.steering.round_timeout_s(seconds))
             result.arrays = self.arrays()
             if evaluate_fn is not None:
                 metrics = evaluate_fn(number, result.arrays)
@@ -200,7 +206,8 @@ class FederatedTuning(Strategy):
     def _begin(self, number: int, under_way: Exchange[Call] | None = None) -> Round:
         """Draw the sites of a round and open it with those that are free."""
         known, private = list(self.members), self.site_level
-        self._drawn = sample_cohort(known, self.config, number) if private is None else private.cohort(known, number)
+        self._steered = self._as_steered()
+        self._drawn = sample_cohort(known, self._steered, number) if private is None else private.cohort(known, number)
         cohort = {name: self.members[name] for name in self._free(under_way)}
         current = Round(
             number, cohort, self.progress.adapter, self.config, self._admission, self.base_fingerprint, self.run,
@@ -211,9 +218,15 @@ class FederatedTuning(Strategy):
         self.observer.round_started(number, list(cohort))
         return current
 
+    def _as_steered(self) -> RunConfig:
+        """Return the run config with the number of sites that are asked now; it draws sites and is never sent."""
+        federation = self.config.federation
+        asked = self.steering.sites_per_round(federation.sites_per_round)
+        return self.config.model_copy(update={"federation": federation.model_copy(update={"sites_per_round": asked})})
+
     def _free(self, under_way: Exchange[Call] | None, current: Round | None = None) -> list[str]:
         """Return the sites to ask now: drawn for the round, not asked in it, owing nothing; no more than may work."""
-        federation = self.config.federation
+        federation = self._steered.federation
         busy = {site for site, _ in under_way.under_way()} if under_way is not None else set()
         asked = busy if current is None else busy | current.cohort.keys()
         free = [name for name in self._drawn if name not in asked]
@@ -235,7 +248,7 @@ class FederatedTuning(Strategy):
 
     def _is_full(self, current: Round) -> bool:
         """Whether a round has the number of updates at which it closes."""
-        closing = number_closing(self.config)
+        closing = number_closing(self._steered)
         return closing is not None and current.count >= closing
 
     def _is_closed(self, current: Round) -> bool:

@@ -23,6 +23,10 @@ WALLS = {
         "server/strategy.py",
         "server/transport.py",
         "server/federation.py",
+        "server/coordinated.py",  # the ServerApp's work on a coordinator's run
+        "server/steering.py",
+        "server/control/steered.py",
+        "server/control/steered_grid.py",
         "common/flower_records.py",
         "simulations/grid.py",
         "simulations/flower_internals.py",
@@ -35,7 +39,11 @@ WALLS = {
     },
     "opacus": {"client/dp/step.py", "common/privacy/accounting.py", "simulations/benchmarks/ghost.py"},
     "peft": {"common/models/adapter.py"},
-    "grpc": set(),
+    "grpc": {
+        "common/control/control_pb2_grpc.py",
+        "server/control/client.py",
+        "server/control/service.py",
+    },
 }
 FLWR_INTERNALS = {"simulations/flower_internals.py"}
 MODULES = sorted(path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from common.factors import A, B
+from common.factor_names import A, B
 from common.methods import METHODS, method_of
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""The commands of ``fedtune-server``, one module for each group of them."""

@@ -1,0 +1,1 @@
+"""Keeping the coordinator's processes and its runs alive, each by itself."""

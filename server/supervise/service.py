@@ -1,0 +1,147 @@
+"""``fedtune-server up``: the coordinator's processes in the foreground, until Ctrl-C or SIGTERM ends them all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from common.atomic import write_atomic
+from common.errors import ConfigError, RunError
+from server.state_folder import StateFolder, locked
+from server.supervise.components import coordinator_components
+from server.supervise.processes import Supervised, end_families, identity_of, is_alive
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.5
+STOP_WAIT_S = 60.0
+
+
+def serve(state: StateFolder, only: Sequence[str] = (), started: Callable[[], None] = lambda: None) -> None:
+    """Keep the components alive until SIGTERM or SIGINT, then end them and all that they started.
+
+    Args:
+        state: the state folder.
+        only: components to run; all if empty.
+        started: called when all of them were started.
+
+    Raises:
+        RunError: if the coordinator is up already.
+        ConfigError: for a component that there is not.
+    """
+    known = coordinator_components(state, state.config())
+    for name in only:
+        if name not in known:
+            raise ConfigError(f"component {name!r} is unknown; expected one of {', '.join(known)}.")
+    ended = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        ended.set()
+
+    with locked(state.path / "up.lock", wait=False, what=f"the coordinator in {state.path}"):
+        _end_left_over(state)
+        before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+        running = {name: Supervised(known[name], state.log(name)) for name in only or known}
+        try:
+            first = True
+            while not ended.is_set():
+                tended = [supervised.tend() for supervised in running.values()]
+                if any(tended):
+                    _write(state, running)
+                if first:
+                    started()
+                    first = False
+                ended.wait(POLL_S)
+        finally:
+            for number in before:
+                signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave processes behind
+            for supervised in reversed(running.values()):
+                supervised.end()
+            state.up.unlink(missing_ok=True)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def running_service(state: StateFolder) -> dict[str, Any] | None:
+    """Return what :func:`serve` wrote down, None where it does not run."""
+    known = _read(state)
+    return known if known is not None and is_alive(known["service"]) else None
+
+
+def stop_service(state: StateFolder) -> bool:
+    """End a running coordinator; return False if there is none.
+
+    Raises:
+        RunError: if it does not end.
+    """
+    known = running_service(state)
+    if known is None:
+        _end_left_over(state)
+        return False
+    try:
+        process = psutil.Process(known["service"]["pid"])
+        process.terminate()
+        process.wait(STOP_WAIT_S)
+    except psutil.NoSuchProcess:
+        pass
+    except psutil.TimeoutExpired:
+        raise RunError(f"the coordinator did not end within {STOP_WAIT_S:g} s; expected it to. See its log.") from None
+    return True
+
+
+def component_states(state: StateFolder) -> dict[str, dict[str, Any]]:
+    """Return of each component whether it runs, its process id and how often it was started again."""
+    known = running_service(state)
+    listed = {} if known is None else known["components"]
+    return {
+        name: {
+            "running": is_alive(entry["process"]),
+            "pid": entry["process"]["pid"] if entry["process"] else None,
+            "restarts": entry["restarts"],
+        }
+        for name, entry in listed.items()
+    }
+
+
+def listens(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether somebody answers on a port."""
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _write(state: StateFolder, running: dict[str, Supervised]) -> None:
+    entries = {name: {"process": s.identity(), "restarts": s.restarts} for name, s in running.items()}
+    values = {"service": identity_of(os.getpid()), "components": entries}
+    write_atomic(state.up, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def _read(state: StateFolder) -> dict[str, Any] | None:
+    try:
+        known: dict[str, Any] = json.loads(state.up.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return known
+
+
+def _end_left_over(state: StateFolder) -> None:
+    """End components that outlived the service that started them, as they do when it was killed."""
+    known = _read(state)
+    if known is None or is_alive(known["service"]):
+        return
+    left = [entry["process"]["pid"] for entry in known["components"].values() if is_alive(entry["process"])]
+    if left:
+        logger.warning("ending %d processes that an earlier coordinator left", len(left))
+        end_families(left)
+    state.up.unlink(missing_ok=True)
