@@ -10,7 +10,6 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -32,6 +31,7 @@ from common.codecs.compression import compress, decompress
 from common.codecs.layout import (
     PLACES,
     SCALES,
+    metadata_of,
     num_sent,
     places_as,
     shapes_of,
@@ -64,13 +64,11 @@ def encode(tensors: Mapping[str, Tensor], packing: Packing | str, draw: torch.Ge
     """
     packing = _packing(packing)
     manifest = manifest_of(tensors)
-    metadata = {"codec": packing.tag}
     if packing.plain:
         parts = {name: _cast(tensors[name], packing.rule.dtype) for name in manifest}
     else:
-        metadata["shapes"] = shapes_text(manifest)
         parts = _flat_parts(tensors, manifest, packing, draw)
-    content: bytes = save(parts, metadata=metadata)
+    content: bytes = save(parts, metadata=metadata_of(manifest, packing))
     return compress(content, packing.zstd) if packing.zstd else content
 
 
@@ -100,8 +98,8 @@ def decode(payload: bytes, manifest: Manifest, packing: Packing | str, refuse: R
     if len(payload) > limit:
         raise refuse("oversized", f"has {len(payload)} bytes where about {expected} are expected")
     content = decompress(payload, limit, refuse) if packing.zstd else payload
-    metadata = _metadata(content, refuse)
-    if metadata.get("codec") != packing.tag:
+    tag, _, shapes = _told(content, refuse).partition(" ")
+    if tag != packing.tag:
         raise refuse("codec", f"is not packed with {packing.tag!r}")
     try:
         parts = load(content)
@@ -110,7 +108,7 @@ def decode(payload: bytes, manifest: Manifest, packing: Packing | str, refuse: R
     if parts.keys() != wire.keys():
         extra, missing = parts.keys() - wire.keys(), wire.keys() - parts.keys()
         raise refuse("keys", f"has {len(extra)} unknown tensors and lacks {len(missing)}")
-    if not packing.plain and metadata.get("shapes") != shapes_text(manifest):
+    if not packing.plain and shapes != shapes_text(manifest):
         raise refuse("shape", "tells other shapes than expected")
     for name, (dtype, shape) in wire.items():
         if tuple(parts[name].shape) != shape:
@@ -142,7 +140,7 @@ def told_manifest(payload: bytes, packing: Packing | str) -> Manifest:
     parts = {name: value for name, value in load(content).items() if name not in (SCALES, PLACES)}
     if packing.plain:
         return manifest_of(parts)
-    return shapes_of(list(parts), str(_metadata(content, wire_error)["shapes"]))
+    return shapes_of(list(parts), _told(content, wire_error).partition(" ")[2])
 
 
 def _packing(packing: Packing | str) -> Packing:
@@ -219,15 +217,12 @@ def _codes(part: Tensor, count: int, bits: int, refuse: Refuse) -> Tensor:
     return codes[:count]
 
 
-def _metadata(content: bytes, refuse: Refuse) -> dict[str, Any]:
-    """Read the metadata from the safetensors header: 8 bytes length, then JSON with ``__metadata__``."""
+def _told(content: bytes, refuse: Refuse) -> str:
+    """Read what a payload says of itself from the safetensors header: 8 bytes length, then JSON."""
     try:
         (length,) = struct.unpack_from("<Q", content)
         if length > len(content) - 8:
             raise ValueError("header longer than the payload")
-        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
-        if not isinstance(metadata, dict):
-            raise ValueError("metadata are no object")
-        return metadata
+        return str(json.loads(content[8 : 8 + length]).get("__metadata__", {}).get("codec"))
     except (ValueError, struct.error, AttributeError, RecursionError):
         raise refuse("malformed", "is no safetensors file") from None

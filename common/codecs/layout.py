@@ -6,8 +6,8 @@ each tensor under its name, and beside them
 - ``#scales``: bfloat16, the scales of all blocks, tensor after tensor in order of name;
 - ``#places``: uint16 or uint32, where the entries stand, likewise.
 
-The metadata holds the packing's tag as ``codec`` and, where tensors travel flat, their shapes in order of name as
-``shapes``: sizes parted by commas, tensors by semicolons.
+The metadata has one entry, ``codec``, as several would come in any order and give other bytes: the packing's tag and,
+where tensors travel flat, a space and their shapes in order of name, sizes parted by commas, tensors by semicolons.
 """
 
 from __future__ import annotations
@@ -55,6 +55,11 @@ def wire_of(manifest: Manifest, packing: Packing) -> Wire:
 def wire_bytes(wire: Wire) -> int:
     """Return the bytes of a payload's tensors."""
     return sum(math.prod(shape) * torch.empty(0, dtype=dtype).element_size() for dtype, shape in wire.values())
+
+
+def metadata_of(manifest: Manifest, packing: Packing) -> dict[str, str]:
+    """Return what a payload says of itself."""
+    return {"codec": packing.tag if packing.plain else f"{packing.tag} {shapes_text(manifest)}"}
 
 
 def shapes_text(manifest: Manifest) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from common.codecs.codec import decode, encode, told_manifest
 from common.codecs.compression import compress, decompress
-from common.codecs.layout import shapes_text
+from common.codecs.layout import metadata_of
 from common.codecs.packing import Packing
 from common.codecs.refusal import wire_error
 from common.config.simulation import AttackName
@@ -119,8 +119,8 @@ def _wrong_dtype(honest: Answer, scene: Scene) -> list[Answer]:
     level = scene.packing.zstd
     content = decompress(honest.payload, LARGEST_DECLARATION, wire_error) if level else honest.payload
     other = {name: value.to(_OTHER_DTYPE.get(value.dtype, value.dtype)) for name, value in load(content).items()}
-    shapes = shapes_text(told_manifest(honest.payload, scene.packing))
-    changed = save(other, metadata={"codec": scene.packing.tag, "shapes": shapes})
+    manifest = told_manifest(honest.payload, scene.packing)
+    changed = save(other, metadata=metadata_of(manifest, scene.packing))
     return [Answer(honest.header, compress(changed, level) if level else changed)]
 
 

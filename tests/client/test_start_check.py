@@ -132,3 +132,18 @@ def test_planted_fault_is_caught(
     with pytest.raises(PrivacyError):
         self_test(model, config)
     assert all(torch.equal(value, before[name]) for name, value in model.state().items())
+
+
+@pytest.mark.parametrize("codec", ["bf16", "int8", "int4"])
+def test_packing_is_tested_with_the_codec_of_the_run(
+    make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, codec: str
+) -> None:
+    config = make_config(privacy=PRIVATE, communication={"codec": codec, "down": "fp32", "zstd": 1})
+    self_test(resident_model(config), config)
+    self_test.cache_clear()
+    bounds = client.start_check.largest_errors
+    monkeypatch.setattr(
+        client.start_check, "largest_errors", lambda *given: {n: 0.01 * v for n, v in bounds(*given).items()}
+    )
+    with pytest.raises(PrivacyError, match="packed wrongly"):
+        self_test(resident_model(config), config)

@@ -1,0 +1,111 @@
+"""Writes the table of ``docs/codecs.md``: what each codec does to accuracy and bytes.
+
+Run it with
+
+    python -m simulations.results.codecs --seeds 3
+
+Every variant is run with every seed on the same rows, into ``runs/codecs/``; runs that are complete are not repeated.
+The set-up is small so that two cores finish in minutes: eight sites of 64 messages, LoRA on the uppermost layer, no DP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from common.errors import ConfigError
+from simulations.commands.options import set_up
+from simulations.commands.progress import RunLines
+from simulations.study.intervals import over_seeds
+from simulations.study.runs import PlannedRun, plan_runs, run_missing
+from simulations.study.shown import mean_and_half, signed_interval
+from simulations.study.variants import Variant, parse_variants
+
+ROOT = Path(__file__).resolve().parents[2]
+RUNS, PAGE = ROOT / "runs" / "codecs", ROOT / "docs" / "codecs.md"
+
+SET_UP = (
+    "privacy={unit: none}",
+    "aggregation.method=fedit",
+    "adapter.target_modules=[layer.5.attention.self.query, layer.5.attention.self.value]",
+    "training={optimizer: adamw, lr: 4.0e-3, head_lr: 0.03, batch_size: 8}",
+    "data.max_rows_per_site=64",
+    "data.max_test_rows=400",
+    "evaluation={every: 0, products: false}",
+)
+PACKINGS: dict[str, str] = {
+    "fp32": "{codec: fp32}",
+    "bf16": "{codec: bf16}",
+    "int8": "{codec: int8}",
+    "int4 up, int8 down": "{codec: int4}",
+    "int4 up and down": "{codec: int4, down: int4}",
+    "top-k 0.1 of int8 up, int8 down": "{codec: int8, top_k: 0.1}",
+}
+"""``communication`` of each variant, by its label; the first is what others are compared with."""
+
+BEGIN, END = "<!-- codecs: written by python -m simulations.results.codecs -->", "<!-- end of codecs -->"
+
+
+def variants() -> list[Variant]:
+    """Return the quickstart without DP, packed in every way."""
+    config = ROOT / "configs" / "quickstart.yaml"
+    return parse_variants([f"{label}={config}@communication={text}" for label, text in PACKINGS.items()], SET_UP)
+
+
+def table(planned: Sequence[PlannedRun]) -> str:
+    """Return the Markdown table of the runs; differences and shares are to the first label, paired by seed.
+
+    Raises:
+        ConfigError: for a run that is not complete.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for run in planned:
+        summary = run.summary()
+        if summary is None:
+            raise ConfigError(f"{run.folder} has no summary; expected a complete run. Run the script without --no-run.")
+        found.setdefault(run.label, []).append(summary)
+    rows = [["codec", "accuracy (%)", "less fp32 (points)", "kB up", "of fp32", "kB down", "of fp32"]]
+    rows.append(["---"] * len(rows[0]))
+    first = next(iter(found.values()))
+    for label, summaries in found.items():
+        after = [accuracy - other for accuracy, other in zip(_after(summaries), _after(first), strict=True)]
+        cells = [label, mean_and_half(over_seeds(_after(summaries))), signed_interval(over_seeds(after))]
+        for way in ("bytes_up", "bytes_down"):
+            sent, exact = _bytes(summaries, way), _bytes(first, way)
+            cells += [f"{sent / 1000:.1f}", f"{100 * sent / exact:.1f} %"]
+        rows.append(cells)
+    rows[2][2] = "-"
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+
+
+def _after(summaries: Sequence[dict[str, Any]]) -> list[float]:
+    return [100.0 * summary["metrics_after"]["test"]["overall"]["accuracy"] for summary in summaries]
+
+
+def _bytes(summaries: Sequence[dict[str, Any]], way: str) -> float:
+    """Bytes of a site and round, header included, as they were sent."""
+    return mean(count for summary in summaries for counts in summary[way].values() for count in counts)
+
+
+def main(
+    seeds: Annotated[int, typer.Option(min=1, max=9, help="Seeds a variant, from 0.")] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
+    run: Annotated[bool, typer.Option(help="Run what is missing before writing the table.")] = True,
+) -> None:
+    """Run what is missing and write the table."""
+    set_up(debug=False, threads=threads)
+    planned = plan_runs(RUNS, [(each.label, each.config) for each in variants()], range(seeds))
+    if run:
+        run_missing(planned, watching=RunLines(Console()))
+    text = PAGE.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n{table(planned)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)
