@@ -89,7 +89,7 @@ def _after(summaries: Sequence[dict[str, Any]]) -> list[float]:
 
 def _bytes(summaries: Sequence[dict[str, Any]], way: str) -> float:
     """Bytes of a site and round, header included, as they were sent."""
-    return mean(count for summary in summaries for counts in summary[way].values() for count in counts)
+    return float(mean(count for summary in summaries for counts in summary[way].values() for count in counts))
 
 
 def main(
