@@ -116,7 +116,7 @@ def test_coarse_codecs_carry_every_kind_of_method(
 def test_codec_is_post_processing_and_costs_no_privacy(
     make_config: Callable[..., RunConfig], tmp_path: Path, unit: str
 ) -> None:
-    privacy = {"unit": unit, "noise_multiplier": 1.0, "accountant": "rdp", "sample_rate": 0.5, "delta": 1e-3}
+    privacy = {"unit": unit, "noise_multiplier": 1.0, "accountant": "rdp", "delta": 1e-3}
     claims = []
     for codec in ("fp32", "int4"):
         config = make_config(privacy=privacy, communication={"codec": codec})
