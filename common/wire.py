@@ -72,7 +72,7 @@ class SiteDescription(Section):
     site: SiteName
     base_fingerprint: Fingerprint
     initial_fingerprint: Fingerprint
-    num_examples: Annotated[int, Field(ge=1, le=10**12)] | None
+    num_examples: Annotated[int, Field(ge=1, le=10**9)] | None
     mechanism: MechanismReport | None
     seeded: bool
     max_rank: Annotated[int, Field(ge=1)] | None = None

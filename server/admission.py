@@ -8,7 +8,7 @@ from common.codecs.codec import decode
 from common.codecs.packing import Packing
 from common.config.run import RunConfig
 from common.errors import AdmissionError, WireError
-from common.tensors import Manifest, Tensors, is_finite
+from common.tensors import Manifest, Tensors, is_finite, l2_norm
 from common.wire import Refusal, TrainReply, TrainRequest, parse_header
 from server.cohort import Member
 
@@ -21,11 +21,13 @@ class Admission:
         packing: of updates.
         takes_loss: whether replies may tell a training loss.
         takes_clip_norm: whether they tell where adaptive clipping ended.
+        max_norm: largest L2 norm of an update; None for any.
     """
 
     packing: Packing
     takes_loss: bool = True
     takes_clip_norm: bool = False
+    max_norm: float | None = None
 
     @classmethod
     def of(cls, config: RunConfig) -> Admission:
@@ -35,6 +37,7 @@ class Admission:
             Packing.of_update(config.communication),
             takes_loss=privacy.unit == "none" or privacy.release_loss,
             takes_clip_norm=privacy.clipping == "adaptive",
+            max_norm=config.aggregation.max_update_norm,
         )
 
     def admit(
@@ -51,7 +54,7 @@ class Admission:
 
         Raises:
             AdmissionError: with a reason: refused, header, site, round, nonce, base, mechanism, loss, clip_norm, or,
-                for the payload, oversized, malformed, codec, keys, shape, dtype, non_finite, scale, code, places.
+                for the payload, oversized, malformed, codec, keys, shape, dtype, non_finite, norm, scale, code, places.
         """
         try:
             reply = parse_header(header, TrainReply)
@@ -71,6 +74,11 @@ class Admission:
         update = decode(payload, manifest, self.packing, AdmissionError)
         if not is_finite(update):
             raise AdmissionError("non_finite", "the update holds NaN or infinity; expected finite numbers")
+        if self.max_norm is not None and (norm := l2_norm(update)) > self.max_norm:
+            raise AdmissionError(
+                "norm",
+                f"the update has norm {norm:.3g}; expected at most {self.max_norm:g} (aggregation.max_update_norm)",
+            )
         return reply, update
 
 

@@ -7,28 +7,24 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from itertools import filterfalse
 from statistics import fmean
 from typing import Any
-
-import torch
 
 from common.codecs.codec import encode
 from common.codecs.packing import Packing
 from common.config.run import RunConfig
 from common.errors import AdmissionError, RunError
 from common.factors import fixed_ranks, is_fixed, with_rank
-from common.methods import method_of, personal_names, received_names, sent_names
+from common.methods import method_of, received_names
 from common.models.adapter import fresh_factors
 from common.randomness import torch_generator
-from common.tensors import Manifest, Tensors, add, l2_norm, manifest_of
+from common.tensors import Manifest, Tensors, l2_norm, manifest_of
 from common.wire import TrainRequest, header_bytes
 from server.admission import Admission
-from server.aggregation.catalog import aggregator_of
-from server.aggregation.optimizers import optimized
-from server.aggregation.products import RoundProducts, measure
-from server.aggregation.robust import combine, expect_enough_sites
+from server.aggregation.robust import expect_enough_sites
+from server.bounds import MedianBound, capped
 from server.cohort import Member
+from server.collected import Collected
 from server.late import Asked, Carried, damped
 from server.outcome import Outcome
 from server.site_level import COORDINATOR, SiteLevel
@@ -70,22 +66,14 @@ class Round:
         self.outcomes: dict[str, Outcome] = {}
         self.carried: list[Carried] = []
         self.asked: dict[str, Asked] = {}
-        self.moments = {} if moments is None else moments
-        self._config, self._method = config, method_of(config)
+        self._config, self._site_level = config, site_level
         self._given, self._skipped = adapter, ""
-        self._adapter = fresh_factors(adapter, config.seed, number) if self._method.fresh else adapter
-        self._site_level = site_level
+        self._adapter = fresh_factors(adapter, config.seed, number) if method_of(config).fresh else adapter
+        self._collected = Collected(number, self._adapter, config, site_level, {} if moments is None else moments)
         self._clip_norms: dict[str, float] = {}
         self._admission = admission
-        self._aggregator = aggregator_of(config.aggregation)
-        self._sent = sorted(sent_names(config, filterfalse(is_fixed, self._adapter), number))
-        self._state = self._aggregator.init({name: self._adapter[name] for name in self._sent})
-        self._local: dict[str, Tensors] = {}
-        self._updates: dict[str, Tensors] = {}
-        seen = site_level is None and not personal_names(config, self._adapter)
-        self._measures = seen and config.evaluation.products
-        self._measured: RoundProducts | None = None
-        self._counted: dict[str, float] = {}
+        multiple = config.aggregation.norm_bound_of_median
+        self._bound = None if multiple is None else MedianBound(multiple)
         self._payloads: dict[int, bytes] = {}
         self._manifests: dict[int, Manifest] = {}
         self._request = TrainRequest(
@@ -98,6 +86,8 @@ class Round:
             fixed_ranks=fixed_ranks(self._adapter),
         )
         declared = {site: member.weight(config) for site, member in {**(others or {}), **cohort}.items()}
+        if config.aggregation.max_weight is not None:
+            declared = capped(declared, config.aggregation.max_weight)
         largest = max(declared.values(), default=1.0)
         self._weights = {site: weight / largest for site, weight in declared.items()}
         for member in cohort.values():
@@ -108,7 +98,13 @@ class Round:
     @property
     def count(self) -> int:
         """Number of updates admitted so far, of this round and of earlier ones."""
-        return len(self._counted)
+        held = 0 if self._bound is None else len(self._bound.held) - len(self._bound.beyond())
+        return self._collected.count + held
+
+    @property
+    def moments(self) -> Tensors:
+        """The server optimizer's moments."""
+        return self._collected.moments
 
     @property
     def unanswered(self) -> int:
@@ -121,7 +117,7 @@ class Round:
         if rank not in self._payloads:
             self._payloads[rank] = self._packed(rank)
             start = with_rank(self._adapter, rank)
-            self._manifests[rank] = manifest_of({name: start[name] for name in self._sent})
+            self._manifests[rank] = manifest_of({name: start[name] for name in self._collected.sent})
         request = self._request.model_copy(update={"nonce": secrets.token_hex(16)})
         down = len(header_bytes(request)) + len(self._payloads[rank])
         self.cohort[site] = member
@@ -186,16 +182,42 @@ class Round:
             RunError: for a round that is :meth:`lacking`.
         """
         self.give_up()
+        self.settle()
         lacking = self.lacking()
         if lacking is not None:
             raise RunError(lacking)
         began = time.perf_counter()
-        adapter = self._aggregated(self.count)
-        if self._local:
-            weights = {key: self._counted[key] for key in self._local}
-            self._measured = measure(self._adapter, adapter, self._local, weights)
+        adapter = self._collected.aggregated()
         self._aggregating += time.perf_counter() - began
         return adapter
+
+    def settle(self) -> list[tuple[str, Outcome]]:
+        """Add what was held until the median of the round's norms is known; return the sites rejected by it."""
+        if self._bound is None:
+            return []
+        beyond, rejected = self._bound.beyond(), []
+        for key, held in self._bound.release().items():
+            reason = beyond.get(key)
+            if reason is None:
+                try:
+                    self._add(key, held.asked, held.update, held.weight)
+                    continue
+                except AdmissionError as error:
+                    reason = str(error)
+            rejected.append((held.asked.member.name, self._reject(held.asked, reason)))
+        return rejected
+
+    def _reject(self, asked: Asked, reason: str) -> Outcome:
+        """Replace the outcome of an update that was admitted before."""
+        site, number = asked.member.name, asked.request.round
+        if number == self.number:
+            self._clip_norms.pop(site, None)
+            self.outcomes[site] = replace(self.outcomes[site], status="rejected", reason=reason, weight=0.0)
+            return self.outcomes[site]
+        place = next(i for i, one in enumerate(self.carried) if (one.site, one.round) == (site, number))
+        outcome = replace(self.carried[place].outcome, status="rejected", reason=reason, weight=0.0)
+        self.carried[place] = replace(self.carried[place], outcome=outcome)
+        return outcome
 
     def skip(self, reason: str) -> Tensors:
         """Return the adapter that the round started from; what was admitted does not count."""
@@ -218,12 +240,12 @@ class Round:
 
     def record(self) -> dict[str, Any]:
         """Return the round as plain values for ``metrics.jsonl``; seconds of training are those waiting for sites."""
-        total = time.perf_counter() - self._started
+        total, products = time.perf_counter() - self._started, self._collected.products
         return {
             "kind": "round",
             "round": self.number,
             "sites": {site: asdict(self.outcomes[site]) for site in sorted(self.outcomes)},
-            "products": asdict(self._measured) if self._measured else None,
+            "products": asdict(products) if products else None,
             **({"carried": [one.as_dict() for one in self.carried]} if self._config.federation.carries else {}),
             **({"skipped": self._skipped} if self._skipped else {}),
             "seconds": {
@@ -250,53 +272,27 @@ class Round:
         try:
             reply, update = self._admission.admit(header, payload, asked.request, asked.member, asked.manifest)
             key = f"{site}, round {asked.request.round}" if staleness else site
-            exponent = self._config.federation.staleness_exponent
-            self._add(key, asked.member, damped(update, staleness, exponent), weight)
+            added = damped(update, staleness, self._config.federation.staleness_exponent)
+            if self._bound is None:
+                self._add(key, asked, added, weight)
+            else:
+                self._bound.hold(key, asked, update, added, weight)
         except AdmissionError as error:
             outcome = Outcome("rejected", str(error), bytes_up=up, **charge)
         else:
-            told: dict[str, Any] = (
-                {} if self._site_level else {"update_norm": l2_norm(update), "train_loss": reply.train_loss}
-            )
+            told: dict[str, Any] = {}
+            if self._site_level is None:
+                told = {"update_norm": l2_norm(update), "train_loss": reply.train_loss}
             outcome = Outcome("admitted", bytes_up=up, steps=reply.steps, weight=weight, **told, **charge)
             if reply.clip_norm is not None:
                 self._clip_norms[site] = reply.clip_norm
         self._aggregating += time.perf_counter() - began
         return outcome
 
+    def _add(self, key: str, asked: Asked, update: Tensors, weight: float) -> None:
+        self._collected.add(key, asked.member.rank(self._config), update, weight)
+
     def _carry(self, asked: Asked, outcome: Outcome) -> Outcome:
         number = asked.request.round
         self.carried.append(Carried(asked.member.name, number, self.number - number, outcome))
         return outcome
-
-    def _add(self, key: str, member: Member, update: Tensors, weight: float) -> None:
-        """Hand an admitted update to the method, and keep it to be measured where that tells nothing it must not."""
-        private = update if self._site_level is None else self._site_level.clip(update)
-        local = add(with_rank(self._adapter, member.rank(self._config)), update)
-        added = private if self._method.linear else {name: local[name] for name in self._sent}
-        self._state = self._aggregator.update(self._state, key, added, weight)
-        self._counted[key] = weight
-        if self._config.aggregation.robust != "none":
-            self._updates[key] = update
-        if self._measures:
-            self._local[key] = local
-
-    def _aggregated(self, count: int) -> Tensors:
-        """Return the next adapter from ``count`` updates."""
-        if not self._method.linear:
-            return self._aggregator.finish(self._state, self._adapter) if count else self._adapter
-        rule = self._config.aggregation.robust
-        if rule != "none":
-            weights = {key: self._counted[key] for key in self._updates}
-            bad, rank = self._config.aggregation.robust_sites, self._config.adapter.rank
-            scale = self._config.adapter.alpha / rank
-            mean = combine(rule, bad, self._adapter, self._updates, weights, scale)
-        elif count:
-            mean = self._state.mean()
-        else:
-            mean = {name: torch.zeros_like(self._adapter[name]) for name in self._sent}
-        if self._site_level is not None:
-            mean = self._site_level.noised(mean, count, self.number)
-        if self._config.aggregation.server_optimizer != "none":
-            mean, self.moments = optimized(mean, self.moments, self._config.aggregation)
-        return self._aggregator.finish(mean, self._adapter)

@@ -297,6 +297,8 @@ class FederatedTuning(Strategy):
         if self._is_full(current):
             late = self.config.federation.carries
             current.give_up("late" if late else "spare", "the round had its updates before this one")
+        for site, outcome in current.settle():
+            logger.warning("round %d: %s %s: %s", current.number, site, outcome.status, outcome.reason)
         lacking = current.lacking()
         if lacking is not None and self.config.federation.below_min == "skip":
             logger.warning("%s The round is skipped.", lacking)

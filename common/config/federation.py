@@ -95,6 +95,14 @@ class AggregationConfig(Section):
     methods. See server/aggregation/robust.py."""
     robust_sites: Annotated[int, Field(ge=0)] = 1
     """Bad sites in a round that the robust rule must hold against."""
+    max_update_norm: Annotated[float, Field(gt=0)] | None = None
+    """Largest L2 norm of an update as it is sent, all tensors together; a longer one is rejected."""
+    norm_bound_of_median: Annotated[float, Field(ge=1)] | None = None
+    """Reject updates longer than so many times the median norm of the round's. It holds a round's updates in memory
+    until the round ends, also for methods that add them up as they come."""
+    max_weight: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Largest share that one site's weight can have among those of the sites asked, for weights examples: larger
+    declarations are cut to it."""
     server_optimizer: Literal["none", "fedavgm", "fedadam", "fedyogi", "fedadagrad"] = "none"
     """What acts on the aggregated update (Reddi et al. 2003.00295; FedAvgM 1909.06335); none adds it as it is."""
     server_lr: Annotated[float, Field(gt=0)] = 1.0

@@ -47,11 +47,33 @@ def expect_method(config: RunConfig) -> None:
             f"aggregation.robust {config.aggregation.robust!r} is set under site-level privacy, whose noise is planned "
             "for a clipped sum; expected 'none', clipping is on already"
         )
+    _expect_bounds(config)
     ranks = config.federation.virtual_ranks
     if min(ranks, default=config.adapter.rank) < config.adapter.rank and not method.mixed_ranks:
         raise ValueError(
             f"aggregation.method {name!r} needs all sites at one rank, but federation.virtual_ranks has "
             f"{min(ranks)} below adapter.rank {config.adapter.rank}; expected one of {_named(mixed_ranks=True)}"
+        )
+
+
+def _expect_bounds(config: RunConfig) -> None:
+    """Check that what bounds an update's norm and weight has something to bound.
+
+    Raises:
+        ValueError: naming the keys and the reason.
+    """
+    settings = config.aggregation
+    if config.privacy.site_level_settings is not None:
+        for key in ("max_update_norm", "norm_bound_of_median"):
+            if getattr(settings, key) is not None:
+                raise ValueError(
+                    f"aggregation.{key} is set under site-level privacy, where every update is clipped and who is "
+                    "rejected would tell of a site; expected none"
+                )
+    if settings.max_weight is not None and settings.weights != "examples":
+        raise ValueError(
+            f"aggregation.max_weight is set for weights {settings.weights!r}, where all count the same; expected "
+            "weights 'examples'. Remove it"
         )
 
 

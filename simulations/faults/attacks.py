@@ -26,7 +26,8 @@ from common.config.simulation import AttackName
 from common.tensors import Tensors, l2_norm
 
 HUGE_NORM = 1e12
-LARGEST_DECLARATION = 10**12
+LARGEST_DECLARATION = 10**9
+"""Rows that a description can declare at most; a larger number is refused with it."""
 _SUBNORMAL = 1e-40
 _OTHER_DTYPE = {
     torch.float32: torch.float16, torch.bfloat16: torch.float16, torch.int8: torch.uint8, torch.uint8: torch.int8,
