@@ -22,6 +22,7 @@ from common.methods import method_of, personal_names, received_names, sent_names
 from common.models.adapter import fresh_factors
 from common.randomness import torch_generator
 from common.tensors import Manifest, Tensors, add, l2_norm, manifest_of
+from common.variates import with_variates
 from common.wire import TrainRequest, header_bytes
 from server.admission import Admission
 from server.aggregation.catalog import aggregator_of
@@ -32,6 +33,7 @@ from server.cohort import Member
 from server.late import Asked, Carried, damped
 from server.outcome import Outcome
 from server.site_level import COORDINATOR, SiteLevel
+from server.variates import ControlRound, Controls
 
 NO_REPLY = "no reply within federation.round_timeout_s"
 
@@ -50,6 +52,8 @@ class Round:
         clip_norm: where adaptive clipping stands.
         site_level: what protects whole sites, if anything does.
         moments: of the server optimizer, from the rounds before.
+        controls: control variates, from the rounds before.
+        total_weight: of all sites of the federation, those that are not asked included.
         others: members that may come in while the round is on, or owe an update of an earlier one.
 
     Attributes:
@@ -63,7 +67,8 @@ class Round:
     def __init__(
         self, number: int, cohort: Mapping[str, Member], adapter: Tensors, config: RunConfig,
         admission: Admission, base: str, run: str, clip_norm: float | None = None, site_level: SiteLevel | None = None,
-        moments: Tensors | None = None, others: Mapping[str, Member] | None = None,
+        moments: Tensors | None = None, others: Mapping[str, Member] | None = None, controls: Controls | None = None,
+        total_weight: float | None = None,
     ) -> None:  # fmt: skip
         self.number = number
         self.cohort: dict[str, Member] = {}
@@ -100,6 +105,11 @@ class Round:
         declared = {site: member.weight(config) for site, member in {**(others or {}), **cohort}.items()}
         largest = max(declared.values(), default=1.0)
         self._weights = {site: weight / largest for site, weight in declared.items()}
+        self._control: ControlRound | None = None
+        if config.training.control_variates:
+            total = sum(declared.values()) if total_weight is None else total_weight
+            trained = {name: self._adapter[name] for name in self._sent}
+            self._control = ControlRound(number, controls or Controls(), trained, config.training, total / largest)
         for member in cohort.values():
             self.invite(member)
         self._started = time.perf_counter()
@@ -121,8 +131,11 @@ class Round:
         if rank not in self._payloads:
             self._payloads[rank] = self._packed(rank)
             start = with_rank(self._adapter, rank)
-            self._manifests[rank] = manifest_of({name: start[name] for name in self._sent})
-        request = self._request.model_copy(update={"nonce": secrets.token_hex(16)})
+            manifest = manifest_of({name: start[name] for name in self._sent})
+            self._manifests[rank] = manifest if self._control is None else with_variates(manifest)
+        taken = None if self._control is None else self._control.taken(site)
+        own = {"nonce": secrets.token_hex(16), "variates_taken": taken}
+        request = self._request.model_copy(update=own)
         down = len(header_bytes(request)) + len(self._payloads[rank])
         self.cohort[site] = member
         self.asked[site] = Asked(member, request, self._manifests[rank], down)
@@ -216,6 +229,10 @@ class Round:
             return None
         return math.exp(fmean(math.log(self._clip_norms[site]) for site in sorted(self._clip_norms)))
 
+    def controls(self) -> Controls:
+        """Return the control variates after the round; empty without them."""
+        return Controls() if self._control is None else self._control.finish()
+
     def record(self) -> dict[str, Any]:
         """Return the round as plain values for ``metrics.jsonl``; seconds of training are those waiting for sites."""
         total = time.perf_counter() - self._started
@@ -238,6 +255,8 @@ class Round:
         fixed = {name for name in self._adapter if is_fixed(name)}
         names = received_names(self._config, self._adapter.keys() - fixed, self.number) | fixed
         sent = with_rank({name: self._adapter[name] for name in names}, rank)
+        if self._control is not None:
+            sent |= self._control.payload()
         draw = torch_generator(self._config.seed, "codec", self.number, COORDINATOR, rank)
         return encode(sent, Packing.of_adapter(self._config.communication), draw)
 
@@ -249,9 +268,14 @@ class Round:
         charge = {} if staleness else asked.charge()
         try:
             reply, update = self._admission.admit(header, payload, asked.request, asked.member, asked.manifest)
+            change: Tensors = {}
+            if self._control is not None:
+                update, change = self._control.admit(update, reply.steps)
             key = f"{site}, round {asked.request.round}" if staleness else site
             exponent = self._config.federation.staleness_exponent
             self._add(key, asked.member, damped(update, staleness, exponent), weight)
+            if self._control is not None:
+                self._control.add(site, change, weight)
         except AdmissionError as error:
             outcome = Outcome("rejected", str(error), bytes_up=up, **charge)
         else:
