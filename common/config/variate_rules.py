@@ -57,6 +57,7 @@ def expect_control_variates(config: RunConfig) -> None:
     lossy = communication.codec != "fp32" or communication.down_codec != "fp32" or communication.top_k is not None
     if lossy:
         raise ValueError(
-            f"communication.codec {communication.codec!r}, down or top_k would part the coordinator's control variate from the "
-            "mean of the sites' a little more every round; expected 'fp32' and no top_k with training.control_variates"
+            f"communication.codec {communication.codec!r}, down or top_k would part the coordinator's control variate "
+            "from the mean of the sites' a little more every round; expected 'fp32' and no top_k with "
+            "training.control_variates"
         )
