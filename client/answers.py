@@ -14,6 +14,7 @@ from client.site import Site
 from client.start_check import self_test
 from client.training.loop import train_locally
 from client.training.site_round import LocalResult
+from client.variates import Variates, keep_variates, variates_before
 from common.codecs.codec import decode
 from common.codecs.packing import Packing
 from common.config.run import RunConfig
@@ -23,6 +24,7 @@ from common.methods import expect_rank, method_of, personal_names, received_name
 from common.models.adapter import AdaptedModel, fresh_factors, initial_adapter
 from common.privacy.planning import Mechanism, plan_mechanism
 from common.tensors import Tensors, fingerprint, is_finite, manifest_of
+from common.variates import marked, parted, with_variates
 from common.wire import (
     DescribeRequest,
     MechanismReport,
@@ -77,6 +79,7 @@ class Assignment:
         adapter: every adapter tensor by name, to start from: received ones and those that never travel.
         names: those that are trained.
         mechanism: the planned mechanism, None without DP.
+        variates: control variates, where the run has them.
     """
 
     request: TrainRequest
@@ -84,6 +87,11 @@ class Assignment:
     adapter: Tensors
     names: frozenset[str]
     mechanism: Mechanism | None
+    variates: Variates | None = None
+
+    def correction(self) -> Tensors | None:
+        """Return what every step's gradient gets added; None without control variates."""
+        return None if self.variates is None else self.variates.correction()
 
 
 def prepare_train(header: bytes, payload: bytes, site: Site, config: RunConfig, model: AdaptedModel) -> Assignment:
@@ -100,13 +108,18 @@ def prepare_train(header: bytes, payload: bytes, site: Site, config: RunConfig, 
         raise WireError("the request is for another base model; expected the one this site holds.")
     if request.round > config.federation.rounds:
         raise WireError(f"round {request.round} is beyond the run; expected at most {config.federation.rounds}.")
-    received = _received(request, payload, site, config, model)
+    received, shared = parted(_received(request, payload, site, config, model))
     start = _round_start(request.round, site, config, model)
     mechanism = plan_mechanism(config, site.num_units(config.privacy.unit))
     if mechanism is not None:
         self_test(model, config)
     names = trained_names(config, start, request.round)
-    return Assignment(request, site, {**start, **_kept(request, site, config, start), **received}, names, mechanism)
+    variates = None
+    if request.variates_taken is not None:
+        own = variates_before(site.personal, request.run, request.variates_taken, manifest_of(shared))
+        variates = Variates(shared, own)
+    adapter = {**start, **_kept(request, site, config, start), **received}
+    return Assignment(request, site, adapter, names, mechanism, variates)
 
 
 def answer_train(
@@ -141,7 +154,7 @@ def train_alone(assigned: Assignment, config: RunConfig, model: AdaptedModel) ->
     request = assigned.request
     result = train_locally(
         model, assigned.site, config, assigned.adapter, assigned.names, request.round, assigned.mechanism,
-        request.clip_norm,
+        request.clip_norm, assigned.correction(),
     )  # fmt: skip
     return reply_train(assigned, result, config)
 
@@ -164,7 +177,13 @@ def reply_train(assigned: Assignment, result: LocalResult, config: RunConfig) ->
         mechanism=_report(assigned.mechanism),
         clip_norm=result.clip_norm,
     )
-    return reply, packed_update({name: result.update[name] for name in sent}, request, assigned.site, config)
+    sends = {name: result.update[name] for name in sent}
+    if assigned.variates is not None:
+        change = assigned.variates.change(result.update, config.training, result.steps)
+        taken = request.variates_taken or 0
+        keep_variates(personal, request.run, request.round, taken, assigned.variates.own, change)
+        sends |= marked(change)
+    return reply, packed_update(sends, request, assigned.site, config)
 
 
 def _received(request: TrainRequest, payload: bytes, site: Site, config: RunConfig, model: AdaptedModel) -> Tensors:
@@ -175,6 +194,11 @@ def _received(request: TrainRequest, payload: bytes, site: Site, config: RunConf
     """
     start = _round_start(request.round, site, config, model)
     manifest = manifest_of({name: start[name] for name in received_names(config, start, request.round)})
+    if (request.variates_taken is not None) != config.training.control_variates:
+        raise WireError("the request has control variates where the run has none, or lacks them; expected the run's.")
+    if config.training.control_variates:
+        sent = sent_names(config, trained_names(config, start, request.round), request.round)
+        manifest |= with_variates(manifest_of({name: start[name] for name in sent}))
     if request.fixed_ranks and not method_of(config).corrects:
         raise WireError("the request has a correction to the base; expected none under this method.")
     try:

@@ -79,10 +79,13 @@ class SiteStates:
         except SafetensorError:
             raise self._damaged("a state is no safetensors") from None
 
-    def write(self, run: str, site: str, round_number: int, states: Mapping[str, Tensors]) -> None:
+    def write(
+        self, run: str, site: str, round_number: int, states: Mapping[str, Tensors], after: int | None = None
+    ) -> None:
         """Write what a site keeps of a round, all of ``states`` or none, durably.
 
-        A round written before is replaced, and whatever stood of later rounds is dropped: the run went back.
+        A round written before is replaced, and whatever stood of later rounds is dropped: the run went back. With
+        ``after`` all rounds past that one are, since what they left counts for nothing.
 
         Raises:
             RunError: if the file is damaged or cannot be written.
@@ -91,9 +94,12 @@ class SiteStates:
         with self._open() as connection:
             connection.execute("BEGIN IMMEDIATE")
             for name, content in packed.items():
-                key = (run, site, name, round_number)
-                connection.execute("DELETE FROM states WHERE run = ? AND site = ? AND name = ? AND round >= ?", key)
-                connection.execute("INSERT INTO states VALUES (?, ?, ?, ?, ?)", (*key, content))
+                key = (run, site, name)
+                first = round_number if after is None else min(round_number, after + 1)
+                connection.execute(
+                    "DELETE FROM states WHERE run = ? AND site = ? AND name = ? AND round >= ?", (*key, first)
+                )
+                connection.execute("INSERT INTO states VALUES (?, ?, ?, ?, ?)", (*key, round_number, content))
                 connection.execute(
                     "DELETE FROM states WHERE run = ?1 AND site = ?2 AND name = ?3 AND round NOT IN (SELECT round "
                     "FROM states WHERE run = ?1 AND site = ?2 AND name = ?3 ORDER BY round DESC LIMIT ?4)",

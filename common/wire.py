@@ -84,6 +84,8 @@ class TrainRequest(Section):
     ``run`` names the run at the sites' ledgers and stays the same when it is resumed. ``clip_norm`` is where adaptive
     clipping goes on; None before the first round and without adaptive clipping. ``fixed_ranks`` are the ranks of the
     correction to the base, of each layer in order of name, 0 where a layer has none; empty without any.
+    ``variates_taken`` is the last round whose change of the site's control variate the coordinator has, 0 for none;
+    None without control variates.
     """
 
     kind: Literal["train"] = "train"
@@ -94,6 +96,7 @@ class TrainRequest(Section):
     nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     base_fingerprint: Fingerprint
     clip_norm: ClipNorm | None = None
+    variates_taken: Annotated[int, Field(ge=0)] | None = None
     fixed_ranks: tuple[Annotated[int, Field(ge=0, le=65536)], ...] = Field(default=(), strict=False, max_length=4096)
 
 

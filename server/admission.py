@@ -9,6 +9,7 @@ from common.codecs.packing import Packing
 from common.config.run import RunConfig
 from common.errors import AdmissionError, WireError
 from common.tensors import Manifest, Tensors, is_finite, l2_norm
+from common.variates import parted
 from common.wire import Refusal, TrainReply, TrainRequest, parse_header
 from server.cohort import Member
 
@@ -74,7 +75,7 @@ class Admission:
         update = decode(payload, manifest, self.packing, AdmissionError)
         if not is_finite(update):
             raise AdmissionError("non_finite", "the update holds NaN or infinity; expected finite numbers")
-        if self.max_norm is not None and (norm := l2_norm(update)) > self.max_norm:
+        if self.max_norm is not None and (norm := l2_norm(parted(update)[0])) > self.max_norm:
             raise AdmissionError(
                 "norm",
                 f"the update has norm {norm:.3g}; expected at most {self.max_norm:g} (aggregation.max_update_norm)",

@@ -1,8 +1,8 @@
 """Checkpoints: the newest complete round, durable and never half-written.
 
-``round-00003.safetensors`` holds the adapter, and the moments of a server optimizer if there is one; ``state.json``
-names it with its SHA-256 and is replaced last, by a rename. So whatever moment a crash picks, ``state.json`` points at
-a whole file.
+``round-00003.safetensors`` holds the adapter, and the moments of a server optimizer and control variates where there
+are any; ``state.json`` names it with its SHA-256 and is replaced last, by a rename. So whatever moment a crash picks,
+``state.json`` points at a whole file.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from safetensors.torch import load, save
 from common.atomic import write_atomic
 from common.errors import RunError
 from common.tensors import Tensors
+from common.variates import marked, parted
+from server.variates import Controls
 
 FORMAT = 3
 MOMENTS = "moments/"
@@ -36,6 +38,7 @@ class Checkpoint:
         run: the run's id, by which the sites' ledgers know it.
         clip_norm: where adaptive clipping stands; None without it.
         moments: of the server optimizer; empty without one.
+        controls: control variates; empty without them.
     """
 
     round: int
@@ -45,15 +48,17 @@ class Checkpoint:
     run: str
     clip_norm: float | None = None
     moments: Tensors = field(default_factory=dict)
+    controls: Controls = field(default_factory=Controls)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint durably, then remove the older ones."""
     tensors = checkpoint.adapter | {MOMENTS + name: value for name, value in checkpoint.moments.items()}
+    tensors |= marked(checkpoint.controls.shared)
     content = save({name: value.contiguous() for name, value in sorted(tensors.items())})
     path = folder / f"round-{checkpoint.round:05d}.safetensors"
     write_atomic(path, content)
-    state = {
+    state: dict[str, object] = {
         "format": FORMAT,
         "round": checkpoint.round,
         "file": path.name,
@@ -63,6 +68,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "run": checkpoint.run,
         "clip_norm": checkpoint.clip_norm,
     }
+    if checkpoint.controls.taken:
+        state["variates_taken"] = dict(sorted(checkpoint.controls.taken.items()))
     write_atomic(folder / "state.json", (json.dumps(state, indent=2) + "\n").encode())
     for old in folder.glob("round-*.safetensors"):
         if old != path:
@@ -80,7 +87,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         content = (folder / Path(state["file"]).name).read_bytes()
         if state["format"] != FORMAT or hashlib.sha256(content).hexdigest() != state["sha256"]:
             raise RunError(f"checkpoint in {folder} is damaged; expected the digest in state.json. Start afresh.")
-        tensors = load(content)
+        tensors, shared = parted(load(content))
         moments = {name: value for name, value in tensors.items() if name.startswith(MOMENTS)}
         return Checkpoint(
             int(state["round"]),
@@ -90,6 +97,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             str(state["run"]),
             None if state["clip_norm"] is None else float(state["clip_norm"]),
             {name.removeprefix(MOMENTS): value for name, value in moments.items()},
+            Controls(shared, {str(site): int(number) for site, number in state.get("variates_taken", {}).items()}),
         )
     except FileNotFoundError:
         raise RunError(f"{folder} has no checkpoint; expected one to resume from. Run without --resume.") from None

@@ -169,7 +169,7 @@ def _resumed(checkpoint: Checkpoint, config: RunConfig, start: Tensors, model: A
         raise RunError("the checkpoint belongs to another base model; expected the one it was started with.")
     if {name for name in checkpoint.adapter if not is_fixed(name)} != kept_names(config, start):
         raise RunError("the checkpoint holds other tensors than this config trains; expected the same.")
-    return Progress(start | checkpoint.adapter, checkpoint.clip_norm, checkpoint.moments)
+    return Progress(start | checkpoint.adapter, checkpoint.clip_norm, checkpoint.moments, checkpoint.controls)
 
 
 def _expect_as_many_sites(folder: RunFolder, number: int) -> None:
@@ -267,5 +267,6 @@ class _Keeper:
         kept, base = kept_tensors(self._config, progress.adapter), self._model.base.fingerprint
         digest, clip_norm = self._config.digest(), progress.clip_norm
         save_checkpoint(
-            self._folder.checkpoint, Checkpoint(number, kept, digest, base, self._run, clip_norm, progress.moments)
+            self._folder.checkpoint,
+            Checkpoint(number, kept, digest, base, self._run, clip_norm, progress.moments, progress.controls),
         )

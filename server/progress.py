@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from common.tensors import Tensors
+from server.variates import Controls
 
 
 @dataclass(frozen=True)
@@ -15,8 +16,10 @@ class Progress:
         adapter: the whole adapter by name, with a correction to the base; float32.
         clip_norm: where adaptive clipping stands; None without it.
         moments: of the server optimizer; empty without one.
+        controls: control variates; empty without them.
     """
 
     adapter: Tensors
     clip_norm: float | None = None
     moments: Tensors = field(default_factory=dict)
+    controls: Controls = field(default_factory=Controls)

@@ -19,6 +19,7 @@ from common.methods import method_of, received_names
 from common.models.adapter import fresh_factors
 from common.randomness import torch_generator
 from common.tensors import Manifest, Tensors, l2_norm, manifest_of
+from common.variates import with_variates
 from common.wire import TrainRequest, header_bytes
 from server.admission import Admission
 from server.aggregation.robust import expect_enough_sites
@@ -28,6 +29,7 @@ from server.collected import Collected
 from server.late import Asked, Carried, damped
 from server.outcome import Outcome
 from server.site_level import COORDINATOR, SiteLevel
+from server.variates import ControlRound, Controls
 
 NO_REPLY = "no reply within federation.round_timeout_s"
 
@@ -46,6 +48,8 @@ class Round:
         clip_norm: where adaptive clipping stands.
         site_level: what protects whole sites, if anything does.
         moments: of the server optimizer, from the rounds before.
+        controls: control variates, from the rounds before.
+        total_weight: of all sites of the federation, those that are not asked included.
         others: members that may come in while the round is on, or owe an update of an earlier one.
 
     Attributes:
@@ -59,7 +63,8 @@ class Round:
     def __init__(
         self, number: int, cohort: Mapping[str, Member], adapter: Tensors, config: RunConfig,
         admission: Admission, base: str, run: str, clip_norm: float | None = None, site_level: SiteLevel | None = None,
-        moments: Tensors | None = None, others: Mapping[str, Member] | None = None,
+        moments: Tensors | None = None, others: Mapping[str, Member] | None = None, controls: Controls | None = None,
+        total_weight: float | None = None,
     ) -> None:  # fmt: skip
         self.number = number
         self.cohort: dict[str, Member] = {}
@@ -90,6 +95,11 @@ class Round:
             declared = capped(declared, config.aggregation.max_weight)
         largest = max(declared.values(), default=1.0)
         self._weights = {site: weight / largest for site, weight in declared.items()}
+        self._control: ControlRound | None = None
+        if config.training.control_variates:
+            total = sum(declared.values()) if total_weight is None else total_weight
+            trained = {name: self._adapter[name] for name in self._collected.sent}
+            self._control = ControlRound(number, controls or Controls(), trained, config.training, total / largest)
         for member in cohort.values():
             self.invite(member)
         self._started = time.perf_counter()
@@ -117,8 +127,11 @@ class Round:
         if rank not in self._payloads:
             self._payloads[rank] = self._packed(rank)
             start = with_rank(self._adapter, rank)
-            self._manifests[rank] = manifest_of({name: start[name] for name in self._collected.sent})
-        request = self._request.model_copy(update={"nonce": secrets.token_hex(16)})
+            manifest = manifest_of({name: start[name] for name in self._collected.sent})
+            self._manifests[rank] = manifest if self._control is None else with_variates(manifest)
+        taken = None if self._control is None else self._control.taken(site)
+        own = {"nonce": secrets.token_hex(16), "variates_taken": taken}
+        request = self._request.model_copy(update=own)
         down = len(header_bytes(request)) + len(self._payloads[rank])
         self.cohort[site] = member
         self.asked[site] = Asked(member, request, self._manifests[rank], down)
@@ -238,6 +251,10 @@ class Round:
             return None
         return math.exp(fmean(math.log(self._clip_norms[site]) for site in sorted(self._clip_norms)))
 
+    def controls(self) -> Controls:
+        """Return the control variates after the round; empty without them."""
+        return Controls() if self._control is None else self._control.finish()
+
     def record(self) -> dict[str, Any]:
         """Return the round as plain values for ``metrics.jsonl``; seconds of training are those waiting for sites."""
         total, products = time.perf_counter() - self._started, self._collected.products
@@ -260,6 +277,8 @@ class Round:
         fixed = {name for name in self._adapter if is_fixed(name)}
         names = received_names(self._config, self._adapter.keys() - fixed, self.number) | fixed
         sent = with_rank({name: self._adapter[name] for name in names}, rank)
+        if self._control is not None:
+            sent |= self._control.payload()
         draw = torch_generator(self._config.seed, "codec", self.number, COORDINATOR, rank)
         return encode(sent, Packing.of_adapter(self._config.communication), draw)
 
@@ -271,12 +290,17 @@ class Round:
         charge = {} if staleness else asked.charge()
         try:
             reply, update = self._admission.admit(header, payload, asked.request, asked.member, asked.manifest)
+            change: Tensors = {}
+            if self._control is not None:
+                update, change = self._control.admit(update, reply.steps)
             key = f"{site}, round {asked.request.round}" if staleness else site
             added = damped(update, staleness, self._config.federation.staleness_exponent)
             if self._bound is None:
                 self._add(key, asked, added, weight)
             else:
                 self._bound.hold(key, asked, update, added, weight)
+            if self._control is not None:
+                self._control.add(site, change, weight)
         except AdmissionError as error:
             outcome = Outcome("rejected", str(error), bytes_up=up, **charge)
         else:

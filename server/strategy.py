@@ -212,7 +212,8 @@ class FederatedTuning(Strategy):
         current = Round(
             number, cohort, self.progress.adapter, self.config, self._admission, self.base_fingerprint, self.run,
             self.progress.clip_norm, private, self.progress.moments,
-            self.members if self.config.federation.carries else None,
+            self.members if self.config.federation.carries else None, self.progress.controls,
+            sum(member.weight(self.config) for member in self.members.values()),
         )  # fmt: skip
         self._round = current
         self.observer.round_started(number, list(cohort))
@@ -305,7 +306,8 @@ class FederatedTuning(Strategy):
             self.progress = replace(self.progress, adapter=current.skip(lacking))
         else:
             adapter = current.finish()
-            self.progress = Progress(adapter, current.clip_norm() or self.progress.clip_norm, current.moments)
+            clip_norm = current.clip_norm() or self.progress.clip_norm
+            self.progress = Progress(adapter, clip_norm, current.moments, current.controls())
         self.completed_rounds = current.number
         self._round = None
         if self.round_done is not None:

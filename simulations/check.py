@@ -22,6 +22,7 @@ from common.privacy.advice import advise
 from common.privacy.claim import privacy_claim
 from common.privacy.planning import plain_steps, plan_mechanism, plan_site_level
 from common.tensors import Tensors
+from common.variates import marked
 from simulations.cache import token_cache_folder
 from simulations.faults.faults import Faults
 
@@ -94,7 +95,13 @@ def _bytes(config: RunConfig, start: Tensors) -> tuple[int, int]:
 
     def largest(named: Callable[[RunConfig, Iterable[str], int], frozenset[str]], packing: Packing) -> int:
         whole, draw = replace(packing, zstd=0), torch.Generator()
-        return max(len(encode({n: start[n] for n in named(config, start, number)}, whole, draw)) for number in rounds)
+        return max(len(encode(tensors(named(config, start, number), number), whole, draw)) for number in rounds)
+
+    def tensors(names: Iterable[str], number: int) -> Tensors:
+        found = {name: start[name] for name in names}
+        if config.training.control_variates:
+            found |= marked({name: torch.zeros_like(start[name]) for name in sent_names(config, start, number)})
+        return found
 
     up, down = Packing.of_update(config.communication), Packing.of_adapter(config.communication)
     return largest(sent_names, up), largest(received_names, down)

@@ -29,6 +29,7 @@ def train_locally(
     round_number: int,
     mechanism: Mechanism | None,
     clip_norm: float | None = None,
+    correction: Mapping[str, Tensor] | None = None,
 ) -> LocalResult:
     """Train from ``adapter`` on the site's rows and return the update.
 
@@ -44,9 +45,12 @@ def train_locally(
         round_number: from 1.
         mechanism: the planned mechanism, None without DP.
         clip_norm: where adaptive clipping starts; the mechanism's own if not given.
+        correction: what control variates add to every step's gradient, by name; None without them.
     """
     model.load(adapter)
-    own = SiteRound(model, model.train_only(names), site, config, round_number, mechanism, clip_norm)
+    own = SiteRound(
+        model, model.train_only(names), site, config, round_number, mechanism, clip_norm, correction=correction
+    )
     with _seeded(model.device, _dropout_seed(site, config, round_number, mechanism)), own as step:
         model.module.train()
         for batch in own.batches():

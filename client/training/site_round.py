@@ -21,6 +21,7 @@ from client.site import Site
 from client.training.optimizers import lr_factor, make_optimizer, set_lr
 from client.training.proximal import add_proximal_term
 from client.training.steps import JointStep, PlainStep
+from client.variates import add_correction
 from common.config.run import RunConfig
 from common.errors import RunError
 from common.models.adapter import AdaptedModel
@@ -58,6 +59,7 @@ class SiteRound:
         mechanism: the planned mechanism, None without DP.
         clip_norm: where adaptive clipping starts; the mechanism's own if not given.
         capture: see :class:`client.dp.step.DpStep`.
+        correction: what control variates add to every step's gradient, by name; None without them.
 
     Attributes:
         persons: the person of each of the site's rows, under unit "user"; else None.
@@ -74,12 +76,15 @@ class SiteRound:
         clip_norm: float | None = None,
         *,
         capture: Capture = "layers",
+        correction: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.site = site
         self.persons = site.persons if config.privacy.unit == "user" else None
         self._parameters, self._config, self._round = parameters, config, round_number
         self._optimizer = make_optimizer(config.training, parameters)
         add_proximal_term(self._optimizer, config.training.proximal_mu)
+        if correction is not None:
+            add_correction(self._optimizer, parameters, correction)
         self._steps = _steps(site, config, mechanism)
         self._clip, self._released = _side_answers(config, mechanism, clip_norm)
         self._opened: AbstractContextManager[JointStep]

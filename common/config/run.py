@@ -19,6 +19,7 @@ from common.config.round_rules import expect_rounds
 from common.config.section import Section
 from common.config.simulation import SimulationConfig
 from common.config.training import TrainingConfig
+from common.config.variate_rules import expect_control_variates
 
 
 class RunConfig(Section):
@@ -55,6 +56,7 @@ class RunConfig(Section):
         expect_method(self)
         expect_communication(self)
         expect_rounds(self)
+        expect_control_variates(self)
         if self.federation.sites_per_round is not None and (
             self.federation.sites_per_round < self.federation.min_sites
         ):

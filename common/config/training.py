@@ -38,6 +38,9 @@ class TrainingConfig(Section):
     proximal_mu: Annotated[float, Field(ge=0)] = 0.0
     """μ of FedProx (Li et al. 1812.06127): how strongly a site is held to what it received; 0 is none. It depends on no
     record, so it costs no privacy."""
+    control_variates: bool = False
+    """Whether SCAFFOLD (Karimireddy et al. 1910.06378, option II) corrects each site's steps by the difference of the
+    federation's mean gradient and its own. Doubles what travels; for plain SGD without privacy."""
     micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Rows computed at once; a step's rows are sorted by length and cut so. auto: at most 64 rows and 1,024 tokens on
     a CPU, 16,384 elsewhere; where rows have to be padded, 4 rows on a CPU, 32 elsewhere."""

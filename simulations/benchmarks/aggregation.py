@@ -4,6 +4,7 @@
 
     python -m simulations.benchmarks.aggregation                        every method, one layer
     python -m simulations.benchmarks.aggregation --layers 64 --no-dense as many layers as a large model has
+    python -m simulations.benchmarks --only aggregation                 both, as lines of make bench
 
 The round is synthetic: so many sites with normal factors of one rank on square layers. Seconds are those of adding all
 updates and making the next adapter, CPU and wall; memory is what the process grew by over the updates themselves, which
@@ -133,13 +134,23 @@ def main(
     for method in only or list(METHODS):
         ways = ("factored", *(("dense",) if with_dense and method in DENSE else ()), "measure")
         for way in ways if method != "fedsa_lora" else ("factored",):
-            found = _in_child(method, way, sites, rank, size, layers)
+            found = in_child(method, way, sites, rank, size, layers)
             numbers = (found[key] for key in ("wall_s", "cpu_s", "growth_mib", "updates_mib"))
             table.add_row(method, way, *(f"{number:.2f}" if number < 100 else f"{number:.0f}" for number in numbers))
     Console().print(table)
 
 
-def _in_child(method: str, way: str, *numbers: int) -> dict[str, float]:
+def in_child(method: str, way: str, *numbers: int) -> dict[str, float]:
+    """Return what :func:`measured` gives in a fresh process.
+
+    Args:
+        method: by name.
+        way: "factored", "dense" or "measure".
+        numbers: sites, rank, size and layers.
+
+    Raises:
+        RunError: if that process fails.
+    """
     names = ("--sites", "--rank", "--size", "--layers")
     options = [part for name, number in zip(names, numbers, strict=True) for part in (name, str(number))]
     command = [sys.executable, "-m", __name__ if __name__ != "__main__" else "simulations.benchmarks.aggregation"]

@@ -17,9 +17,11 @@ import torch
 from common.config.load import load_run_config
 from common.config.run import RunConfig
 from common.data.tokens import load_federated_tokens
+from common.methods import METHODS
 from common.models import resident
 from common.models.resident import resident_model
 from server.events import Observer
+from simulations.benchmarks.aggregation import DENSE, in_child
 from simulations.benchmarks.dp import CASES, case_config, dp_figures
 from simulations.benchmarks.harness import run_fedtune
 from simulations.benchmarks.idle import idle_round
@@ -197,6 +199,24 @@ def dp_part(extent: Extent) -> Lines:
             yield replace(line, unit=figure.unit, pairs=figure.runs)
 
 
+def aggregation_part(extent: Extent) -> Lines:
+    """(g): the round of 32 sites at rank 16 by every method, each in a process; and one layer of it the dense way."""
+    size, layers = extent.aggregated
+    for method in METHODS:
+        whole = in_child(method, "factored", 32, 16, size, layers)
+        name = f"(g) {method}, {layers} layers"
+        yield Line("aggregation", f"{name} ({whole['cpu_s']:.1f} s of CPU)", whole["wall_s"])
+        held = whole["updates_mib"] + whole["growth_mib"]
+        yield Line("aggregation", f"{name}, memory with all updates", held, unit="MiB")
+        if method not in DENSE:
+            continue
+        dense, one = (in_child(method, way, 32, 16, size, 1) for way in ("dense", "factored"))
+        for key, unit in (("wall_s", "s"), ("growth_mib", "MiB")):
+            ratio = one[key] / max(dense[key], 1e-9)
+            line = Line("aggregation", f"(g) {method}, 1 layer / dense", one[key], dense[key], ratio, unit=unit)
+            yield replace(line, cpu_ratio=one["cpu_s"] / dense["cpu_s"]) if unit == "s" else line
+
+
 PARTS: dict[str, Callable[[Extent], Lines]] = {
     "real": real_part,
     "virtual": virtual_part,
@@ -206,4 +226,5 @@ PARTS: dict[str, Callable[[Extent], Lines]] = {
     "scale": scale_part,
     "bf16": bf16_part,
     "dp": dp_part,
+    "aggregation": aggregation_part,
 }

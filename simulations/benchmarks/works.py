@@ -29,6 +29,7 @@ class Extent:
         idle_sites: of (d).
         clients: of (e).
         scale_rounds: of (e).
+        aggregated: of (g), size of the square layers and their number.
     """
 
     rows: int = EVERY_ROW
@@ -41,18 +42,30 @@ class Extent:
     idle_sites: int = 1000
     clients: int = 10_000
     scale_rounds: int = 20
+    aggregated: tuple[int, int] = (4096, 64)
 
     def text(self) -> str:
         """Say it in a line, for the table's title."""
         rows = "all rows" if self.rows >= EVERY_ROW else f"at most {self.rows} rows a site"
         return (
             f"(a) and (c): {rows}, {self.rounds} rounds; (b): {self.sites} sites, {self.virtual_rounds} rounds; "
-            f"(e): {self.clients} clients, {self.scale_rounds} rounds; whole runs {self.pairs} x, steps {self.steps} x"
+            f"(e): {self.clients} clients, {self.scale_rounds} rounds; "
+            f"(g): {self.aggregated[1]} layers of {self.aggregated[0]} x {self.aggregated[0]}; "
+            f"whole runs {self.pairs} x, steps {self.steps} x"
         )
 
 
 QUICK = Extent(
-    rows=16, rounds=1, sites=24, virtual_rounds=1, pairs=1, steps=3, idle_sites=200, clients=1000, scale_rounds=2
+    rows=16,
+    rounds=1,
+    sites=24,
+    virtual_rounds=1,
+    pairs=1,
+    steps=3,
+    idle_sites=200,
+    clients=1000,
+    scale_rounds=2,
+    aggregated=(512, 2),
 )
 
 

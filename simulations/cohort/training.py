@@ -188,7 +188,7 @@ class _JointSteps:
     ) -> None:
         own = SiteRound(
             self._model, parameters, assigned.site, self._config, assigned.request.round, assigned.mechanism,
-            assigned.request.clip_norm, capture="outside",
+            assigned.request.clip_norm, capture="outside", correction=assigned.correction(),
         )  # fmt: skip
         self._rounds[number] = own
         self._active[number] = _Running(own, opened.enter_context(own), own.batches(), [])

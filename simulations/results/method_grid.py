@@ -105,12 +105,12 @@ SIZES: dict[str, Size] = {
     "capped": _size(
         [5], 6,
         {
-            ("product-reviews-dp", "no DP"): ("local_epochs: 0.35", 1.0),
-            ("product-reviews-dp", "ε = 6"): ("local_steps: 3", 0.1),
-            ("banking77-dp", "no DP"): ("local_epochs: 0.1", 1.0),
-            ("banking77-dp", "ε = 6"): ("local_steps: 2", 0.05),
+            ("product-reviews-dp", "no DP"): ("local_epochs: 0.2", 1.0),
+            ("product-reviews-dp", "ε = 6"): ("local_steps: 2", 0.1),
+            ("banking77-dp", "no DP"): ("local_epochs: 0.06", 1.0),
+            ("banking77-dp", "ε = 6"): ("local_steps: 2", 0.03),
         },
-        "data.max_length=32", "data.max_test_rows=400",
+        "data.max_length=32", "data.max_test_rows=250",
     ),
     "full": _size(
         range(6), 20,

@@ -13,10 +13,12 @@ from typer.testing import CliRunner
 
 from common.config.run import RunConfig
 from common.errors import ModelError, RunError
+from common.methods import METHODS
 from common.models.resident import resident_model
 from common.tensors import l2_norm, subtract
 from simulations.benchmarks import __main__ as bench
 from simulations.benchmarks import gpu
+from simulations.benchmarks.aggregation import DENSE
 from simulations.benchmarks.harness import run_plain_loop
 from simulations.benchmarks.limit import arithmetic_of, matrix_rate
 from simulations.benchmarks.lines import HEAD, Line, as_json, compared, markdown_table, slower
@@ -102,6 +104,16 @@ def test_table_has_a_cell_below_every_head_and_json_every_line() -> None:
     written = as_json(lines)
     assert [record["name"] for record in json.loads(written)] == ["a", "b"]
     assert len(written.splitlines()) == 4
+
+
+@pytest.mark.slow
+def test_aggregation_of_every_method_is_measured() -> None:
+    lines = list(PARTS["aggregation"](Extent(aggregated=(24, 2))))
+    assert all(line.part == "aggregation" and line.ours >= 0 for line in lines)
+    for method in METHODS:
+        own = [line for line in lines if f"(g) {method}," in line.name]
+        assert {line.unit for line in own} == {"s", "MiB"}
+        assert any(line.baseline is not None for line in own) == (method in DENSE)
 
 
 def test_turns_alternate_and_seconds_count_the_work() -> None:

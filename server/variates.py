@@ -1,0 +1,101 @@
+"""The coordinator's side of SCAFFOLD: the shared control variate, and what sites change in it in a round.
+
+See :mod:`common.variates` for the algorithm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from common.config.training import TrainingConfig
+from common.errors import AdmissionError
+from common.tensors import Tensors, add
+from common.variates import change_of, marked, parted
+from server.aggregation.exact_sum import ExactSum
+
+LARGEST_CHANGE = 1e3
+"""Largest entry of a Δc_i that is taken: a mean gradient far beyond any training, and small enough to be added up."""
+_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What a coordinator carries of control variates from round to round.
+
+    Attributes:
+        shared: c by name; empty before the first round, which is zero.
+        taken: the last round in which each site's change was taken, by site; those that are missing had none.
+    """
+
+    shared: Tensors = field(default_factory=dict)
+    taken: Mapping[str, int] = field(default_factory=dict)
+
+
+class ControlRound:
+    """Collects the changes of a round.
+
+    Args:
+        number: of the round.
+        before: what the rounds before left.
+        trained: the tensors that have variates, for their shapes.
+        training: the config section.
+        total_weight: weight of all sites of the federation, in units of the largest of the round's cohort.
+    """
+
+    def __init__(
+        self, number: int, before: Controls, trained: Mapping[str, Tensor], training: TrainingConfig,
+        total_weight: float,
+    ) -> None:  # fmt: skip
+        self._number, self._training, self._total = number, training, total_weight
+        self.shared = before.shared or {name: torch.zeros_like(value) for name, value in trained.items()}
+        self._taken = dict(before.taken)
+        self._changes = ExactSum.zero(self.shared)
+
+    def payload(self) -> Tensors:
+        """Return what every site is sent: c, under its names on the wire."""
+        return marked(self.shared)
+
+    def taken(self, site: str) -> int:
+        """Return the last round in which the change of ``site`` was taken, 0 for none."""
+        return self._taken.get(site, 0)
+
+    def admit(self, payload: Tensors, steps: int) -> tuple[Tensors, Tensors]:
+        """Return a site's update and its Δc_i, if that is the one which follows from the update.
+
+        Args:
+            payload: what the site sent, decoded and finite.
+            steps: that it says it took.
+
+        Raises:
+            AdmissionError: reason "variates".
+        """
+        update, change = parted(payload)
+        if steps < 1:
+            raise AdmissionError("variates", "no step was taken; expected at least one under control variates")
+        wanted = change_of(update, self.shared, self._training, steps)
+        for name, value in wanted.items():
+            scale = float(value.abs().max()) + float(self.shared[name].abs().max())
+            if scale > LARGEST_CHANGE:
+                raise AdmissionError("variates", f"{name} moves by {scale:.3g}; expected at most {LARGEST_CHANGE:g}")
+            if float((change[name] - value).abs().max()) > _TOLERANCE * scale:
+                raise AdmissionError(
+                    "variates", f"the change of {name} does not follow from the update; expected it to"
+                )
+        return update, change
+
+    def add(self, site: str, change: Tensors, weight: float) -> None:
+        """Add what :meth:`admit` let in."""
+        self._changes.add(change, weight)
+        self._taken[site] = self._number
+
+    def finish(self) -> Controls:
+        """Return c ← c + Σ_S p_i Δc_i, and whose changes are in it."""
+        if self._changes.count == 0:
+            return Controls(self.shared, self._taken)
+        share = float(self._changes.weight) / self._total
+        mean = {name: (value.double() * share).float() for name, value in self._changes.mean().items()}
+        return Controls(add(self.shared, mean), self._taken)
