@@ -8,9 +8,9 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.errors import ConfigError
+from common.flower_keys import RUN_FENCE, RUN_NAME
 from common.quiet import quiet_dependencies
 from common.run_folder import RunFolder
-from common.flower_keys import RUN_FENCE, RUN_NAME
 from common.run_source import run_config_of
 from server.federation import RunSettings, run_federation
 

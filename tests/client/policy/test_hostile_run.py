@@ -48,6 +48,7 @@ REFUSED: dict[str, list[Any]] = {
     "federation.rounds": [3, 10**6],
     "aggregation.method": ["flora", "fedsvd"],
     "aggregation.weights": ["examples"],
+    "communication.top_k": [0.01],
     "simulation": [{}],
 }
 """What a site refuses, by key, and values that ask for less privacy, for more of the site, or for other rows."""
@@ -60,6 +61,9 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "training.batch_size": {"privacy.sample_rate": None},
     "privacy.unit": {"privacy.sample_rate": None},
     "privacy.epsilon": {"privacy.noise_multiplier": None},
+    "federation.mode": {"federation.buffer_size": 1},
+    "federation.buffer_size": {"federation.mode": "async"},
+    "federation.over_select": {"federation.sites_per_round": 1},
 }
 """What else a mutation needs so that the config itself is valid."""
 
@@ -115,6 +119,17 @@ WITHOUT_EFFECT: dict[str, Any] = {
     "aggregation.server_beta2": 0.0,
     "aggregation.server_tau": 1e-9,
     "communication.codec": "bf16",
+    "communication.down": "bf16",
+    "communication.block": 4096,
+    "communication.zstd": 19,
+    "federation.mode": "async",
+    "federation.buffer_size": 1,
+    "federation.over_select": 10.0,
+    "federation.below_min": "extend",
+    "federation.extension_s": 1e9,
+    "federation.late": "carry",
+    "federation.max_staleness": 16,
+    "federation.staleness_exponent": 0.0,
     "evaluation.every": 0,
     "evaluation.enabled": False,
     "evaluation.products": False,
@@ -205,7 +220,7 @@ def test_no_other_key_changes_what_a_site_guarantees(site: RealSite) -> None:
     assert planned is not None
     rows = read_site_rows(honest, own)
     for key, value in WITHOUT_EFFECT.items():
-        config = mutated(honest, {key: value})
+        config = mutated(honest, {key: value} | TOGETHER.get(key, {}))
         found = plan_mechanism(config, 24)
         assert found is not None
         assert charge_of(found) == charge_of(planned), key
