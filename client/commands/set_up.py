@@ -99,7 +99,7 @@ def check(
 
 def systemd(
     site: SiteConfigPath = DEFAULT_SITE,
-    to: Annotated[Path, typer.Option(help="Folder for the unit files.")] = Path("units"),
+    out: Annotated[Path, typer.Option(help="Folder for the unit files.")] = Path("units"),
     name: Annotated[str, typer.Option(help="Short name of the site in units: letters, digits, dash.")] = "site",
     debug: Debug = False,
 ) -> None:
@@ -114,10 +114,10 @@ def systemd(
             raise ConfigError(f"--name is {name!r}; expected letters, digits and dashes.")
         places, own = Places.beside(site), load_site_config(site)
         units = units_of(places, own, enrolled(places), name)
-        to.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
         for file, text in units.files.items():
-            (to / file).write_text(text, encoding="utf-8")
+            (out / file).write_text(text, encoding="utf-8")
         make_secret(places, enrolled(places))
-        say(f"wrote {', '.join(units.files)} to {to}. As root, in that folder:\n")
+        say(f"wrote {', '.join(units.files)} to {out}. As root, in that folder:\n")
         for command in units.commands:
             say(f"  {command}")

@@ -164,7 +164,7 @@ def test_systemd_units_are_taken_by_systemd(site: Path, tmp_path: Path) -> None:
 
     kit = kit_file(tmp_path)
     call("enroll", kit, "--site", site, "--fingerprint", Kit.read(kit).fingerprint())
-    status, shown, error = call("systemd", site, "--name", "north", "--to", tmp_path / "units")
+    status, shown, error = call("systemd", site, "--name", "north", "--out", tmp_path / "units")
     assert status == 0, error
     units = sorted((tmp_path / "units").iterdir())
     assert [unit.name for unit in units] == [
