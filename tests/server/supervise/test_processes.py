@@ -166,14 +166,13 @@ def test_what_a_killed_coordinator_left_is_ended_and_nothing_else() -> None:
             }
             state.up.write_text(json.dumps({"service": service, "components": entries}))
             assert running_service(state) is None
+            ends = identity_of(left.pid)
             _end_left_over(state)
-            left.wait(WAIT_S)
-            assert other.is_running()
+            assert not is_alive(ends)
+            assert is_alive(identity_of(other.pid))
             assert not state.up.exists()
         finally:
-            for process in (left, other):
-                process.kill()
-                process.wait()
+            end_families([left.pid, other.pid])
 
 
 def test_unknown_component_is_refused_with_those_there_are() -> None:
