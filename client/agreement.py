@@ -7,6 +7,7 @@ and which chat template sees the messages. So both are the site's, see ``client.
 
 from __future__ import annotations
 
+from client.policy.rules import expect_run
 from client.site_config import RowsConfig, SiteConfig
 from common.config.data import DataConfig, PartitionConfig
 from common.config.run import RunConfig
@@ -24,10 +25,12 @@ def agreed_config(config: RunConfig, site_config: SiteConfig) -> RunConfig:
 
     Raises:
         ConfigError: if the run simulates faults, which belongs to fedtune-sim.
+        PolicyError: if a key of the run goes beyond the site's policy.
         PrivacyError: if the run asks for another task, field, label set or person than the site config allows.
     """
     if config.simulation is not None:
         raise ConfigError("simulation of the run is set; expected no such section at a real site. Leave the run.")
+    expect_run(site_config.policy, config)
     rows, data = site_config.rows, config.data
     for key in RowsConfig.model_fields:
         asked, own = getattr(data, key), getattr(rows, key)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 from client.feedback import packed_update
 from client.ledger.site_ledger import round_asked
+from client.policy.rules import expect_plan, expect_run_spend
 from client.refusals import log_line
 from client.release import failed_release, pack_release, unpack_release
 from client.site import Site
@@ -30,6 +32,7 @@ from common.wire import (
     SiteDescription,
     TrainReply,
     TrainRequest,
+    header_bytes,
     parse_header,
 )
 
@@ -37,6 +40,28 @@ logger = logging.getLogger(__name__)
 
 LARGEST_WEIGHT = 1e4
 """Largest value a site takes in an adapter; larger ones serve only to make gradients overflow."""
+
+
+def answer(
+    kind: str, header: bytes, payload: bytes, site: Site, config: RunConfig, model: AdaptedModel
+) -> tuple[bytes, bytes]:
+    """Return header and payload of the answer to a message.
+
+    Args:
+        kind: Flower's type of the message, a key of :data:`ANSWERS`.
+        header: the message's.
+        payload: the message's.
+        site: who is asked.
+        config: the run config, as the coordinator sent it.
+        model: the resident model.
+
+    Raises:
+        WireError: for a message of another kind.
+        FedtuneError: what the answers raise.
+    """
+    if kind not in ANSWERS:
+        raise WireError(f"a message of kind {kind[:20]!r}; expected one of {', '.join(ANSWERS)}.")
+    return ANSWERS[kind](header, payload, site, config, model)
 
 
 def answer_describe(header: bytes, site: Site, config: RunConfig, model: AdaptedModel) -> SiteDescription:
@@ -53,6 +78,7 @@ def answer_describe(header: bytes, site: Site, config: RunConfig, model: Adapted
     if site.ledger is not None:
         site.ledger.charge(mechanism)
         site.ledger.ledger.expect_ready()
+    _expect_plan(site, config, mechanism)
     if mechanism is not None:
         self_test(model, config)
     expect_rank(config, site.max_rank, site.name)
@@ -103,6 +129,7 @@ def prepare_train(header: bytes, payload: bytes, site: Site, config: RunConfig, 
     received = _received(request, payload, site, config, model)
     start = _round_start(request.round, site, config, model)
     mechanism = plan_mechanism(config, site.num_units(config.privacy.unit))
+    _expect_plan(site, config, mechanism)
     if mechanism is not None:
         self_test(model, config)
     names = trained_names(config, start, request.round)
@@ -119,14 +146,17 @@ def answer_train(
 
     Raises:
         WireError: for a request that is not for this run, this base model, or is malformed.
-        PrivacyError: if the mechanism must not run, or the ledger refuses; then nothing was trained.
+        PrivacyError: if the mechanism must not run, or policy or ledger refuse; then nothing was trained.
         RoundFailedError: if training failed, now or when the round was first asked for.
     """
     assigned = prepare_train(header, payload, site, config, model)
     if site.ledger is None:
         return train_alone(assigned, config, model)
     asked = round_asked(assigned.request, payload)
-    release = site.ledger.reserve(asked, site.ledger.charge(assigned.mechanism))
+    charge = site.ledger.charge(assigned.mechanism)
+    if site.policy is not None and site.policy.epsilon_per_run is not None:
+        expect_run_spend(site.policy, site.ledger.of_run(asked, charge), site.ledger.budget)
+    release = site.ledger.reserve(asked, charge)
     if release is None:
         try:
             release = site.ledger.commit(asked, pack_release(*train_alone(assigned, config, model)))
@@ -165,6 +195,12 @@ def reply_train(assigned: Assignment, result: LocalResult, config: RunConfig) ->
         clip_norm=result.clip_norm,
     )
     return reply, packed_update({name: result.update[name] for name in sent}, request, assigned.site, config)
+
+
+def _expect_plan(site: Site, config: RunConfig, mechanism: Mechanism | None) -> None:
+    """Check a plan against the site's policy; a real site has one, and a ledger that refuses runs without noise."""
+    if site.policy is not None and site.ledger is not None and mechanism is not None:
+        expect_plan(site.policy, config, mechanism, site.ledger.budget)
 
 
 def _received(request: TrainRequest, payload: bytes, site: Site, config: RunConfig, model: AdaptedModel) -> Tensors:
@@ -226,3 +262,20 @@ def _report(mechanism: Mechanism | None) -> MechanismReport | None:
         sample_rate=mechanism.sample_rate,
         steps=mechanism.steps_per_round,
     )
+
+
+def _described(
+    header: bytes, payload: bytes, site: Site, config: RunConfig, model: AdaptedModel
+) -> tuple[bytes, bytes]:
+    return header_bytes(answer_describe(header, site, config, model)), b""
+
+
+def _trained(header: bytes, payload: bytes, site: Site, config: RunConfig, model: AdaptedModel) -> tuple[bytes, bytes]:
+    reply, update = answer_train(header, payload, site, config, model)
+    return header_bytes(reply), update
+
+
+ANSWERS: dict[str, Callable[[bytes, bytes, Site, RunConfig, AdaptedModel], tuple[bytes, bytes]]] = {
+    "query": _described,
+    "train": _trained,
+}

@@ -1,93 +1,75 @@
-"""The Flower ClientApp: decode, call, encode. What leaves through an error is a code, never a text."""
+"""The Flower ClientApp: forwards a message's bytes to the site's resident agent, which alone has data and model.
+
+Flower starts a process for every message, on code that the coordinator has shipped. So nothing is decided here: the
+node config, which the site's engineer sets, says where the agent's socket is. A node without one is a simulated node of
+Flower's own simulation runtime, or it is refused: a site's data are never read in this process.
+
+Imports flwr, grpc and the standard library; what leaves through an error is a code, never a text.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.agreement import agreed_config
-from client.answers import answer_describe, answer_train
-from client.refusals import log_line, refusal_of
-from client.site import Site, real_site, virtual_site
-from client.site_config import SITE_CONFIG, SiteConfig, load_site_config
-from common.config.run import RunConfig
-from common.errors import ConfigError
+from client.agent.channel import ask
+from common.errors import ConfigError, FedtuneError
+from common.flower_keys import AGENT_SOCKET, CONFIG_YAML
 from common.flower_records import from_records, to_records
-from common.models.adapter import AdaptedModel
-from common.models.resident import resident_model
-from common.quiet import quiet_dependencies
-from common.run_source import CONFIG_YAML, DEVICE, run_config_of
-from common.wire import header_bytes
 
 logger = logging.getLogger(__name__)
 
-Answer = Callable[[bytes, bytes, Site, RunConfig, AdaptedModel], tuple[bytes, bytes]]
+SIMULATED = ("partition-id", "num-partitions")
+"""Keys of the node config that Flower's simulation runtime sets, and no site."""
+_REFUSED = b'{"kind":"refusal","protocol":1,"code":"%s","place":""}'
 
 app = ClientApp()
 
 
 @app.query()
 def describe(message: Message, context: Context) -> Message:
-    """Say whether and how this site takes part in the run."""
-    return _reply(message, context, _describe)
+    """Have the agent say whether and how this site takes part in the run."""
+    return reply_to(message, context, "query")
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train a round and send the update."""
-    return _reply(message, context, _train)
+    """Have the agent train a round."""
+    return reply_to(message, context, "train")
 
 
-def _describe(header: bytes, payload: bytes, site: Site, config: RunConfig, model: AdaptedModel) -> tuple[bytes, bytes]:
-    return header_bytes(answer_describe(header, site, config, model)), b""
+def reply_to(message: Message, context: Context, kind: str) -> Message:
+    """Return the agent's answer, or a refusal."""
+    if _is_simulated(context.node_config):
+        from client.virtual_app import app as virtual_app  # loads torch, in Flower's simulation runtime alone
 
-
-def _train(header: bytes, payload: bytes, site: Site, config: RunConfig, model: AdaptedModel) -> tuple[bytes, bytes]:
-    reply, update = answer_train(header, payload, site, config, model)
-    return header_bytes(reply), update
-
-
-def _reply(message: Message, context: Context, answer: Answer) -> Message:
-    quiet_dependencies()
+        return virtual_app(message, context)
     try:
-        own = _site_config(context.node_config)
-        config = _run_config(context.run_config, own)
-        model, site = _virtual(config, context.node_config) if own is None else _real(config, own)
-        header, payload = from_records(message.content)
-        content = to_records(*answer(header, payload, site, config, model))
+        socket = _socket(context.node_config)
+        content = to_records(*ask(socket, kind, (config_bytes(context.run_config), *from_records(message.content))))
     except Exception as error:  # noqa: BLE001 - Flower would send the exception's text to the coordinator
-        logger.error("%s", log_line(error))
-        content = to_records(header_bytes(refusal_of(error)))
+        code = "no_agent" if isinstance(error, FedtuneError) else "internal"
+        logger.error("%s", error if isinstance(error, FedtuneError) else type(error).__name__)
+        content = to_records(_REFUSED % code.encode())
     return Message(content, reply_to=message)
 
 
-def _virtual(config: RunConfig, node_config: Mapping[str, object]) -> tuple[AdaptedModel, Site]:
-    model = resident_model(config, str(node_config.get(DEVICE, "auto")))
-    return model, virtual_site(config, node_config, model)
+def _is_simulated(node_config: Mapping[str, object]) -> bool:
+    return AGENT_SOCKET not in node_config and all(isinstance(node_config.get(key), int) for key in SIMULATED)
 
 
-def _real(config: RunConfig, own: SiteConfig) -> tuple[AdaptedModel, Site]:
-    model = resident_model(agreed_config(config, own), own.device)
-    return model, real_site(config, own, model)
-
-
-def _run_config(flower_config: Mapping[str, object], own: SiteConfig | None) -> RunConfig:
-    """Return the run config; a real site takes it as text only, as a path would be the coordinator's choice."""
-    text = flower_config.get(CONFIG_YAML)
-    if own is not None and not (isinstance(text, str) and text.strip()):
-        raise ConfigError(f"Flower's run config has no {CONFIG_YAML}; expected it at a real site, which opens no path.")
-    return run_config_of(flower_config)
-
-
-def _site_config(node_config: Mapping[str, object]) -> SiteConfig | None:
-    """Return the config of a real site, None for a virtual one."""
-    path = node_config.get(SITE_CONFIG)
-    if path is None:
-        return None
+def _socket(node_config: Mapping[str, object]) -> Path:
+    path = node_config.get(AGENT_SOCKET)
     if not isinstance(path, str) or not path:
-        raise ConfigError(f"{SITE_CONFIG} of the node config is {path!r}; expected the path of a site config.")
-    return load_site_config(Path(path))
+        raise ConfigError(f"the node config has no {AGENT_SOCKET}; expected a node that fedtune-client up started.")
+    return Path(path)
+
+
+def config_bytes(run_config: Mapping[str, object]) -> bytes:
+    """Return the run config that Flower's run config carries as text; nothing where it carries none."""
+    text = run_config.get(CONFIG_YAML)
+    return text.encode("utf-8", "replace") if isinstance(text, str) else b""

@@ -2,118 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Iterable
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable
 
-import typer
-from rich.console import Console
-
-from common.console import INTERRUPTED, error_console, new_app, one_line_errors
-from common.errors import ConfigError
-from common.quiet import quiet_dependencies
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from common.config.run import RunConfig
+from client.commands import budget, policy, running, set_up
+from common.console import INTERRUPTED, error_console, new_app
 
 app = new_app(
     "fedtune-client",
-    "A partner site: plan what a run would spend of its privacy budget, and read its ledger of what was spent.",
+    "A partner site: set it up and run it, hold runs to its policy, and know what was spent of its privacy budget.",
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
-
-
-@app.command()
-def plan(
-    config: Annotated[Path, typer.Argument(help="Run config in YAML, as the coordinator sent it.")],
-    site: Annotated[Path | None, typer.Option(help="Site config in YAML: counts its rows, reads its ledger.")] = None,
-    rows: Annotated[int | None, typer.Option(min=1, help="In place of --site: how many records or persons.")] = None,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """Say what a run would spend at this site, and how many of its rounds the budget holds."""
-    with one_line_errors(debug):
-        quiet_dependencies()
-        from client.tables import plan_tables
-        from common.config.load import load_run_config
-
-        if (site is None) == (rows is None):
-            raise ConfigError("plan needs a site; expected either --site site.yaml or --rows N.")
-        planned = _plan(load_run_config(config), site, rows or 0)
-        _print(planned, plan_tables(planned), as_json)
-
-
-def _plan(config: RunConfig, site: Path | None, rows: int) -> dict[str, Any]:
-    from client.plan import plan_run
-
-    if site is None:
-        return plan_run(config, rows)
-    from client.site import read_site_rows
-    from client.site_config import load_site_config
-
-    read = read_site_rows(config, load_site_config(site))
-    read.ledger.expect_delta()
-    spent = read.ledger.ledger.charges(read.ledger.dataset)
-    return plan_run(config, read.num_units(config.privacy.unit), spent, read.ledger.budget)
-
-
-@app.command()
-def ledger(
-    source: Annotated[
-        Path, typer.Argument(metavar="LEDGER_OR_SITE_CONFIG", help="A ledger, or a site config (.yaml).")
-    ],
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """Verify a ledger and say what was spent, by dataset and run. Writes nothing."""
-    with one_line_errors(debug):
-        quiet_dependencies()
-        from client.ledger.ledger import Ledger
-        from client.ledger.report import report_ledger
-        from client.site_config import Budget, load_site_config
-        from client.tables import ledger_tables
-
-        own = load_site_config(source) if source.suffix.lower() in {".yaml", ".yml"} else None
-        path = source if own is None else Path(own.ledger)
-        budget = Budget(epsilon=1.0) if own is None else own.budget
-        report = report_ledger(Ledger(path), budget, capped=own is not None)
-        _print(report, ledger_tables(report), as_json)
-
-
-@app.command("new-ledger")
-def new_ledger(
-    site: Annotated[Path, typer.Argument(metavar="SITE_CONFIG", help="Site config in YAML, which names the ledger.")],
-    debug: Debug = False,
-) -> None:
-    """Make a site's ledger, once, before its first run. Refuses where a file stands."""
-    with one_line_errors(debug):
-        from client.ledger.ledger import Ledger
-        from client.site_config import load_site_config
-
-        path = Path(load_site_config(site).ledger)
-        Ledger(path).create()
-        sys.stdout.write(
-            f"made {path}: from now on it says that nothing was spent of these data. If they ever had a ledger, delete "
-            "this one and restore that.\n"
-        )
-
-
-def _print(values: dict[str, Any], shown: Iterable[Table | str], as_json: bool) -> None:
-    if as_json:
-        sys.stdout.write(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-        return
-    console = Console()
-    for part in shown:
-        if isinstance(part, str):
-            console.print(part, markup=False, highlight=False, soft_wrap=True)
-        else:
-            console.print(part)
+COMMANDS: tuple[Callable[..., None], ...] = (
+    set_up.init, set_up.enroll, set_up.check, running.up, running.status, running.down, running.logs,
+    budget.plan, budget.ledger, set_up.systemd, running.agent,
+)  # fmt: skip
+for command in COMMANDS:
+    app.command()(command)
+app.command("new-ledger")(budget.new_ledger)
+app.add_typer(policy.app, name="policy")
 
 
 def main() -> None:
@@ -123,3 +29,7 @@ def main() -> None:
     except KeyboardInterrupt:
         error_console().print("interrupted.", markup=False)
         raise SystemExit(INTERRUPTED) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -7,6 +7,9 @@ Two refusals leave without a place and under one code each, because where they a
 ``round_failed``  a charged round could not be trained, whatever went wrong; from then on it is its only answer
 ================  ================================================================================================
 
+What goes beyond the site's policy is refused with the code ``policy`` and, as its place, the key of the run config that
+does: the coordinator's own.
+
 That such a refusal was sent at all still depends on the data.
 """
 
@@ -17,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from common.errors import DataError, FedtuneError, PrivacyError
+from common.errors import DataError, FedtuneError, PolicyError, PrivacyError
 from common.run_source import APP_ROOT
 from common.wire import Refusal
 
@@ -37,6 +40,8 @@ class RoundFailedError(PrivacyError):
 def refusal_of(error: Exception) -> Refusal:
     """Return what the coordinator is told of an error."""
     code = error.code if isinstance(error, FedtuneError) else "internal"
+    if isinstance(error, PolicyError):
+        return Refusal(code=code, place=error.key)
     placeless = isinstance(error, SiteDataError | RoundFailedError)
     return Refusal(code=code, place="" if placeless else place_of(error))
 

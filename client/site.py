@@ -12,6 +12,7 @@ from client.ledger.dataset import identify
 from client.ledger.ledger import Ledger
 from client.ledger.site_ledger import SiteLedger
 from client.personal import STATE, PersonalStore
+from client.policy.section import Policy
 from client.refusals import own_rows
 from client.site_config import SiteConfig
 from client.state import SiteStates
@@ -47,6 +48,7 @@ class Site:
         ledger: what was spent and what may be; None for a virtual site, which protects nothing real.
         max_rank: the largest rank of factors it can hold; None for any.
         personal: where it keeps what it never sends; None where it has no place for it.
+        policy: its own rules; None for a virtual site.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Site:
     ledger: SiteLedger | None = None
     max_rank: int | None = None
     personal: PersonalStore | None = None
+    policy: Policy | None = None
 
     def num_units(self, unit: str) -> int:
         """Return the number of what a privacy unit protects here: persons for "user", else rows."""
@@ -155,7 +158,7 @@ def real_site(config: RunConfig, site_config: SiteConfig, model: AdaptedModel) -
     personal = PersonalStore(SiteStates(Path(site_config.ledger + "-personal")), site_config.name)
     return Site(
         site_config.name, tuple(rows), lengths_of(rows), SystemRandomness(), read.persons, read.ledger,
-        site_config.max_rank, personal,
+        site_config.max_rank, personal, site_config.policy,
     )  # fmt: skip
 
 

@@ -11,14 +11,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from client.policy.section import Policy
 from common.config.load import read_config_text, validate_section
 from common.config.section import Section
 from common.config.yaml_text import parse_yaml
 from common.sources import anchor, is_hub
 from common.wire import SiteName
 
-SITE_CONFIG = "site-config"
-"""Key of Flower's node config that names the site config file of a real site."""
+_USER = r"^[a-z_][a-z0-9_-]{0,31}$"
 
 
 class Budget(Section):
@@ -55,6 +55,23 @@ class RowsConfig(Section):
         return self
 
 
+class Users(Section):
+    """The system's users that a site's components run as, where whoever starts them may switch users."""
+
+    agent: Annotated[str, Field(pattern=_USER)]
+    """Reads data, model and policy, keeps the ledger."""
+    supernode: Annotated[str, Field(pattern=_USER)]
+    """Reads the site's key."""
+    executor: Annotated[str, Field(pattern=_USER)]
+    """Runs the coordinator's ClientApp. Its group may connect to the agent's socket."""
+
+    @model_validator(mode="after")
+    def _three(self) -> Users:
+        if len({self.agent, self.supernode, self.executor}) < 3:
+            raise ValueError("users has a user twice; expected three, so that none can read another's files")
+        return self
+
+
 class SiteConfig(Section):
     """A site: its data, its base model, its ledger, its budget, its device."""
 
@@ -70,6 +87,8 @@ class SiteConfig(Section):
     """The ledger file, relative to the site config. Keep it as long as the data."""
     budget: Budget
     """What may be spent. There is no default ε: it is the site's decision."""
+    policy: Policy = Policy()
+    """What a run may ask for; a run can only be stricter."""
     person_field: Annotated[str, Field(min_length=1)] | None = None
     """Field of a row that names the person it is of; never the run's choice. Without it the site takes part in no run
     for persons. Needed for a budget of unit user, useful for every ledger."""
@@ -77,6 +96,13 @@ class SiteConfig(Section):
     """auto, cpu, cuda, cuda:N or mps."""
     max_rank: Annotated[int, Field(ge=1)] | None = None
     """Largest rank of LoRA factors that fits the device; any if not given. The coordinator sends no more."""
+
+    socket: Annotated[str, Field(min_length=1)] | None = None
+    """The agent's socket, at most 100 bytes of path; state/run/agent.sock beside the site config if not given."""
+    runtime_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Port on loopback between SuperNode and executor; a free one if not given (9094 in systemd units)."""
+    users: Users | None = None
+    """Separate users for the three components, where fedtune-client up is started as root."""
 
     @model_validator(mode="after")
     def _consistent(self) -> SiteConfig:
@@ -98,7 +124,7 @@ def load_site_config(path: Path) -> SiteConfig:
         ConfigError: naming the file, the line, the key and what to do.
     """
     document = parse_yaml(read_config_text(path, "a site config"), str(path))
-    for key in ("data", "model", "ledger"):
+    for key in ("data", "model", "ledger", "socket"):
         if isinstance(document.values.get(key), str) and document.values[key]:
             document.values[key] = anchor(document.values[key], path.parent)
     return validate_section(SiteConfig, document)

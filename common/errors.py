@@ -7,6 +7,7 @@
     ├── WireError          bytes or a header that came from another process
     │   └── AdmissionError an update the coordinator does not let in
     ├── PrivacyError       a mechanism that cannot be planned or must not run
+    │   └── PolicyError    a run that asks for more than a site's own policy allows
     └── RunError           a run folder, a checkpoint, a round that cannot complete
 
 Every message reads "<what> <got>; expected <rule>. <remedy>" on one line. Messages may name values from
@@ -65,6 +66,23 @@ class PrivacyError(FedtuneError):
     """A privacy mechanism cannot be planned or must not run."""
 
     code = "privacy"
+
+
+class PolicyError(PrivacyError):
+    """A run asks for more than a site's policy allows, or at a time when the site answers nothing.
+
+    Args:
+        key: the key of the run config, which leaves the site with the refusal; or that of the policy.
+        message: for the site's own log.
+        code: what the coordinator is told.
+    """
+
+    code = "policy"
+
+    def __init__(self, key: str, message: str, *, code: str = "policy") -> None:
+        super().__init__(message)
+        self.key = key
+        self.code = code
 
 
 class RunError(FedtuneError):

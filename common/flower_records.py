@@ -5,8 +5,9 @@ from __future__ import annotations
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from common.errors import WireError
-from common.wire import HEADER, PAYLOAD
 
+HEADER = "fedtune.header"
+PAYLOAD = "fedtune.payload"
 _STYPE = "safetensors"
 
 

@@ -9,15 +9,7 @@ from pathlib import Path
 from common.config.load import load_run_config, parse_run_config
 from common.config.run import RunConfig
 from common.errors import ConfigError
-
-CONFIG_YAML = "config-yaml"
-"""Key of Flower's run config that holds a whole run config as YAML text."""
-CONFIG_FILE = "config-file"
-"""Key that names a run config file, absolute or inside the app, used where the text is empty."""
-RUN_NAME, RUN_FENCE = "run-name", "run-fence"
-"""Keys that tell a ServerApp which run of its coordinator's it works on, and which submission of it this is."""
-DEVICE = "device"
-"""Key of Flower's node config that names the device of a site."""
+from common.flower_keys import CONFIG_FILE, CONFIG_YAML
 
 APP_ROOT = Path(__file__).resolve().parent.parent
 

@@ -23,8 +23,6 @@ from common.config.section import Section
 from common.errors import WireError
 
 PROTOCOL = 1
-HEADER = "fedtune.header"
-PAYLOAD = "fedtune.payload"
 MAX_HEADER_BYTES = 65536
 
 Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

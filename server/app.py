@@ -8,9 +8,10 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.errors import ConfigError
+from common.flower_keys import RUN_FENCE, RUN_NAME
 from common.quiet import quiet_dependencies
 from common.run_folder import RunFolder
-from common.run_source import RUN_FENCE, RUN_NAME, run_config_of
+from common.run_source import run_config_of
 from server.federation import RunSettings, run_federation
 
 app = ServerApp()

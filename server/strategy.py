@@ -23,9 +23,8 @@ from flwr.serverapp.strategy import Result, Strategy
 from common.codecs.codec import encode
 from common.config.run import RunConfig
 from common.errors import RunError, WireError
-from common.flower_records import from_records, to_records
+from common.flower_records import PAYLOAD, from_records, to_records
 from common.methods import kept_tensors
-from common.wire import PAYLOAD
 from server.admission import Admission
 from server.clock import Clock, WallClock
 from server.cohort import Member, number_closing, sample_cohort

@@ -19,6 +19,7 @@ OURS = {
 WALLS = {
     "flwr": {
         "client/app.py",
+        "client/virtual_app.py",
         "server/app.py",
         "server/strategy.py",
         "server/transport.py",
@@ -40,10 +41,13 @@ WALLS = {
     "opacus": {"client/dp/step.py", "common/privacy/accounting.py", "simulations/benchmarks/ghost.py"},
     "peft": {"common/models/adapter.py"},
     "grpc": {
+        "client/agent/channel.py",
+        "client/agent/server.py",
         "common/control/control_pb2_grpc.py",
         "server/control/client.py",
         "server/control/service.py",
     },
+    "grpc_health": {"client/agent/server.py", "server/control/service.py"},
 }
 FLWR_INTERNALS = {"simulations/flower_internals.py"}
 MODULES = sorted(path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py"))

@@ -59,6 +59,16 @@ class SiteLedger:
                 f"{1 / num_units:.3g}, one over their number. Lower it in the site config."
             )
 
+    def of_run(self, asked: RoundRequest, charge: Charge) -> list[Charge]:
+        """Return what the run of a round has been charged, on whatever rows, with the round itself for ``charge``."""
+        entries = self.ledger.history().entries
+        others = [
+            entry.reserved.charge
+            for (run, number), entry in entries.items()
+            if run == asked.run and number != asked.round
+        ]
+        return [*others, charge]
+
     def reserve(self, asked: RoundRequest, charge: Charge) -> bytes | None:
         """Charge a round before it is trained; see :meth:`Ledger.reserve`."""
         return self.ledger.reserve(asked, self.dataset, charge, self.budget)

@@ -27,6 +27,11 @@ def _load(model: ModelConfig, adapter: AdapterConfig, data: DataConfig, device: 
     return adapt(load_base(model, data, chosen), adapter, data, chosen, core=core)
 
 
+def loads() -> int:
+    """Return how often this process has loaded a base model since it last forgot it."""
+    return _load.cache_info().misses
+
+
 def clear() -> None:
     """Forget the resident model, so that the next call loads it anew; for benchmarks."""
     _load.cache_clear()

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.errors import FedtuneError, RunError
-from common.run_source import APP_ROOT, CONFIG_YAML, RUN_FENCE, RUN_NAME
+from common.flower_keys import CONFIG_YAML, RUN_FENCE, RUN_NAME
+from common.run_source import APP_ROOT
 from server.enrolment import Enrolment
 from server.flower_commands import Flower
 from server.run_place import RunPlace, Submission, known_runs

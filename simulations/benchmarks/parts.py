@@ -20,6 +20,7 @@ from common.data.tokens import load_federated_tokens
 from common.models import resident
 from common.models.resident import resident_model
 from server.events import Observer
+from simulations.benchmarks.agent_hop import agent_hop
 from simulations.benchmarks.dp import CASES, case_config, dp_figures
 from simulations.benchmarks.harness import run_fedtune
 from simulations.benchmarks.idle import idle_round
@@ -155,6 +156,11 @@ def idle_part(extent: Extent) -> Lines:
     yield Line("idle", name, found.wall_s, target="< 1 s", pairs=5)
 
 
+def agent_part(extent: Extent) -> Lines:
+    """(g): 20 MB to a site's agent and back."""
+    yield Line("agent", "(g) 20 MB to a site's agent and back", agent_hop(), target="< 0.3 s", pairs=5)
+
+
 def scale_part(extent: Extent) -> Lines:
     """(e): peak memory with many clients over that with 100."""
     few, many = compare_scale((100, extent.clients), 100, extent.scale_rounds, 8)
@@ -203,6 +209,7 @@ PARTS: dict[str, Callable[[Extent], Lines]] = {
     "private": private_part,
     "start": start_part,
     "idle": idle_part,
+    "agent": agent_part,
     "scale": scale_part,
     "bf16": bf16_part,
     "dp": dp_part,

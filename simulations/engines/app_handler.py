@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from flwr.app import Context, Message, RecordDict
 
+from common.flower_keys import DEVICE
 from common.flower_records import from_records, to_records
-from common.run_source import DEVICE
 from simulations.cache import virtual_node
 from simulations.engines.engine import Answer, Request
 from simulations.flower_internals import identify_process

@@ -1,4 +1,4 @@
-"""The handler that a worker calls: fedtune's ClientApp, or several sites at once, on the one base model it loads."""
+"""The handler that a worker calls: the ClientApp of virtual sites, one or several at once, on one base model."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Mapping
 
 import torch
 
-import client.app
+import client.virtual_app
+from common.flower_keys import CONFIG_YAML
 from common.quiet import quiet_dependencies
-from common.run_source import CONFIG_YAML, run_config_of
+from common.run_source import run_config_of
 from simulations.cohort.handler import CohortHandler
 from simulations.engines.app_handler import AppHandler
 from simulations.engines.engine import Handler
@@ -30,7 +31,7 @@ def site_handler(
         node: further entries of every node's config.
         cohort: most sites that are trained in one pass.
     """
-    alone = AppHandler(client.app.app, nodes, {CONFIG_YAML: config_yaml}, device, node)
+    alone = AppHandler(client.virtual_app.app, nodes, {CONFIG_YAML: config_yaml}, device, node)
     if cohort == 1:
         return alone
     return CohortHandler(alone, run_config_of({CONFIG_YAML: config_yaml}), nodes, device, cohort, node)

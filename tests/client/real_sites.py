@@ -1,4 +1,4 @@
-"""A real site behind the ClientApp, and a coordinator that talks to it."""
+"""A real site as its agent holds it, and a coordinator that talks to it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from flwr.app import Context, Message, MessageType, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
+from flwr.app import MessageType
 
-import client.app
+from client.agent.resident import ResidentSite
 from client.agreement import agreed_config
+from client.app import config_bytes
 from client.ledger.ledger import Ledger
 from client.site_config import load_site_config
 from common.codecs.codec import encode
 from common.config.load import dump_run_config
 from common.config.run import RunConfig
-from common.flower_records import from_records, to_records
 from common.models.adapter import AdaptedModel, initial_adapter
 from common.models.resident import resident_model
 from common.tensors import Tensors
@@ -28,10 +27,9 @@ RUN, NONCE = "c" * 32, "0" * 32
 
 
 class RealSite:
-    """A site config on 24 rows of its own, and a coordinator that talks to the ClientApp through Flower's messages."""
+    """A site config on 24 rows of its own, and a coordinator that talks to its agent in the words of a ClientApp."""
 
     def __init__(self, config: RunConfig, folder: Path, **budget: Any) -> None:
-        TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
         self.rows = [row | {"patient": f"p{index % 8}"} for index, row in enumerate(label_rows(24))]
         self.data = write_rows(folder / "own.jsonl", self.rows)
         self.path = folder / "site.yaml"
@@ -41,6 +39,7 @@ class RealSite:
             "person_field": "patient", "budget": {"epsilon": 50.0, **budget},
         }  # fmt: skip
         self.write()
+        self.resident = ResidentSite(self.path)
         self.ledger = Ledger(folder / "ledger.db")
         self.ledger.path.unlink(missing_ok=True)
         self.ledger.create()
@@ -57,14 +56,9 @@ class RealSite:
         """The model that the site trains; ``model`` is the coordinator's."""
         return resident_model(agreed_config(self.config, load_site_config(self.path)), "cpu")
 
-    def send(self, header: bytes, payload: bytes, kind: str, node: dict[str, Any] | None = None) -> tuple[bytes, bytes]:
-        context = Context(
-            run_id=1, node_id=1, node_config=node or {"site-config": str(self.path)}, state=RecordDict(),
-            run_config=self.flower_config or {"config-yaml": dump_run_config(self.config)},
-        )  # fmt: skip
-        message = Message(to_records(header, payload), 1, kind, group_id="1")
-        message.metadata.__dict__["_message_id"] = "1"
-        return from_records(client.app.app(message, context).content)
+    def send(self, header: bytes, payload: bytes, kind: str) -> tuple[bytes, bytes]:
+        text = config_bytes(self.flower_config or {"config-yaml": dump_run_config(self.config)})
+        return self.resident.answer(kind, text, header, payload)
 
     def describe(self) -> SiteDescription | Refusal:
         request = DescribeRequest(config_digest=self.config.digest())

@@ -118,7 +118,7 @@ def _raising(error: Exception) -> Callable[..., Any]:
 def test_broken_row_is_named_in_the_sites_own_log(make_site: MakeSite, caplog: pytest.LogCaptureFixture) -> None:
     site = make_site()
     write_rows(site.data, [row | {"label": "odd"} if index == 4 else row for index, row in enumerate(site.rows)])
-    with caplog.at_level(logging.ERROR, "client.app"):
+    with caplog.at_level(logging.ERROR, "client.agent.resident"):
         site.describe()
     assert "own.jsonl line 5: label 'odd'" in caplog.text
 

@@ -1,4 +1,4 @@
-"""A real site behind the ClientApp: charged, committed, repeated to the byte, and refused at the end of its budget."""
+"""A real site as its agent holds it: charged, committed, repeated to the byte, and refused at the end of its budget."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import MessageType
 
 from client.ledger.ledger import RoundRequest
 from client.ledger.site_ledger import SiteLedger
@@ -16,7 +15,7 @@ from client.site_config import load_site_config
 from common.errors import DataError, PrivacyError
 from common.models.adapter import initial_adapter
 from common.privacy.planning import plan_mechanism
-from common.wire import DescribeRequest, Refusal, SiteDescription, TrainReply, header_bytes, parse_header
+from common.wire import Refusal, SiteDescription, TrainReply
 from tests.client.real_sites import PRIVATE, RUN, RealSite
 
 
@@ -187,13 +186,13 @@ def test_site_without_a_usable_ledger_trains_nothing(make_site: Callable[..., Re
     assert all(torch.equal(value, before[name]) for name, value in site.own_model().state().items())
 
 
-@pytest.mark.parametrize("node", [{"site-config": 7}, {"site-config": "nowhere.yaml"}, {"site-config": ""}])
-def test_site_config_that_cannot_be_read_is_never_taken_for_a_virtual_site(
-    make_site: Callable[..., RealSite], node: dict[str, Any]
-) -> None:
+def test_site_config_that_cannot_be_read_refuses_everything(make_site: Callable[..., RealSite]) -> None:
     site = make_site()
-    request = header_bytes(DescribeRequest(config_digest=site.config.digest()))
-    node |= {"partition-id": 0, "num-partitions": 3}
-    reply = parse_header(site.send(request, b"", MessageType.QUERY, node)[0], SiteDescription)
-    assert isinstance(reply, Refusal)
-    assert reply.code == "config"
+    content = site.path.read_text()
+    for broken in ("", "name: 7", content + "unknown: 1\n"):
+        site.path.write_text(broken)
+        reply = site.describe()
+        assert isinstance(reply, Refusal)
+        assert reply.code == "config"
+    site.path.write_text(content)
+    assert isinstance(site.describe(), SiteDescription)

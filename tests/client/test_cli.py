@@ -220,7 +220,7 @@ def test_site_config_is_read_with_paths_beside_it(site: Path) -> None:
 
 
 def test_site_config_of_the_guide_can_be_read(tmp_path: Path) -> None:
-    guide = (ROOT / "docs" / "ledger.md").read_text(encoding="utf-8")
+    guide = (ROOT / "docs" / "site.md").read_text(encoding="utf-8")
     (tmp_path / "site.yaml").write_text(guide.split("```yaml\n")[1].split("```")[0])
     config = load_site_config(tmp_path / "site.yaml")
     assert (config.name, config.rows.labels, config.person_field) == ("north-clinic", ("heart", "skin"), "patient")

@@ -161,9 +161,9 @@ def test_rule_is_refused_where_it_makes_no_sense(
 def test_hostile_site_spoils_a_run_without_a_rule_and_not_with_one(
     make_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    import client.app
+    import client.answers
 
-    real = client.app.answer_train
+    real = client.answers.answer_train
 
     def scaling(header: bytes, payload: bytes, site: Any, *rest: Any) -> Any:
         reply, update = real(header, payload, site, *rest)
@@ -180,5 +180,5 @@ def test_hostile_site_spoils_a_run_without_a_rule_and_not_with_one(
         return float(summary["metrics_after"]["test"]["overall"]["loss"])
 
     honest = loss("honest")
-    monkeypatch.setattr(client.app, "answer_train", scaling)
+    monkeypatch.setattr(client.answers, "answer_train", scaling)
     assert abs(loss("median", robust="median") - honest) < 0.3 < loss("spoilt") - honest

@@ -23,15 +23,16 @@ from flwr.app import Context, Message
 from flwr.common.serde import message_to_proto
 
 import client.answers
-import client.app
 import client.dp.step
+from client.agent.resident import ResidentSite
+from client.app import config_bytes
 from client.ledger.ledger import Ledger
-from client.site_config import SITE_CONFIG
 from common.config.load import dump_run_config
 from common.config.run import RunConfig
 from common.errors import DataError, FedtuneError
+from common.flower_keys import CONFIG_YAML
+from common.flower_records import from_records, to_records
 from common.run_folder import RunFolder
-from common.run_source import CONFIG_YAML
 from server.federation import RunSettings, run_federation
 from simulations.engines.app_handler import FIRST_NODE_ID, AppHandler
 from simulations.engines.inprocess import InProcessEngine
@@ -60,6 +61,7 @@ class Sites:
         self.spoken: list[bytes] = []
         self.values: list[float] = []
         self._paths = [self._make(number) for number in range(len(ROWS))]
+        self._residents = {path: ResidentSite(path) for path in self._paths}
 
     def federate(self) -> None:
         handler = AppHandler(self._answer, len(ROWS), {CONFIG_YAML: dump_run_config(self.config)}, "cpu")
@@ -89,6 +91,7 @@ class Sites:
             "name": f"ward {number}", "data": f"{CANARIES[number]}.jsonl", "ledger": "ledger/spent.db",
             "device": "cpu", "person_field": "person", "budget": {"epsilon": 900.0, "delta": 1e-4},
             "model": self.config.model.source, "rows": {"task": "classification", "labels": LABELS},
+            "policy": {"metrics": ["train_loss", "clip_norm"]},
         }  # fmt: skip
         (folder / "site.yaml").write_text(yaml.safe_dump(values))
         Ledger(folder / "ledger" / "spent.db").create()
@@ -96,8 +99,10 @@ class Sites:
 
     def _answer(self, message: Message, context: Context) -> Message:
         path = self._paths[message.metadata.dst_node_id - FIRST_NODE_ID]
-        context.node_config = {SITE_CONFIG: str(path)}
-        reply = client.app.app(message, context)
+        header, payload = from_records(message.content)
+        config = config_bytes(context.run_config)
+        answered = self._residents[path].answer(message.metadata.message_type, config, header, payload)
+        reply = Message(to_records(*answered), reply_to=message)
         self.spoken += [message_to_proto(said).SerializeToString() for said in (message, reply)]
         return reply
 

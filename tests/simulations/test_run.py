@@ -13,7 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-import client.app
+import client.answers
 from common.config.load import load_run_config
 from common.config.run import RunConfig
 from common.data.federated import load_federated_data
@@ -181,14 +181,14 @@ def test_causal_model_lowers_its_perplexity(make_config: Callable[..., RunConfig
 def test_site_that_fails_is_reported_by_code_and_ends_the_run_only_below_min_sites(
     make_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = client.app.answer_train
+    real = client.answers.answer_train
 
     def failing(header: bytes, payload: bytes, site: Any, *rest: Any) -> Any:
         if site.name == "site 1":
             raise DataError("the private text of row 7")
         return real(header, payload, site, *rest)
 
-    monkeypatch.setattr(client.app, "answer_train", failing)
+    monkeypatch.setattr(client.answers, "answer_train", failing)
     alone = EngineSettings(cohort=1)
     simulate(make_config(), tmp_path / "run", engine=alone)
     record = next(r for r in RunFolder(tmp_path / "run").records() if r["kind"] == "round")

@@ -87,7 +87,7 @@ def test_site_whose_rows_fail_the_joint_pass_fails_alone(
         beyond = tuple(replace(row, input_ids=row.input_ids + 10_000) for row in site.rows)
         return replace(site, rows=beyond)
 
-    for module in ("simulations.cohort.handler", "client.app"):
+    for module in ("simulations.cohort.handler", "client.virtual_app"):
         monkeypatch.setattr(f"{module}.virtual_site", broken)
     with caplog.at_level(logging.WARNING):
         found = answers_of(config, requests, EngineSettings(cohort=3))

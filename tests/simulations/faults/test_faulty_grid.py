@@ -20,11 +20,11 @@ from common.codecs.packing import Packing
 from common.config.load import dump_run_config, load_run_config
 from common.config.run import RunConfig
 from common.errors import ConfigError
+from common.flower_keys import CONFIG_YAML
 from common.flower_records import to_records
 from common.models.adapter import initial_adapter
 from common.models.resident import resident_model
 from common.run_folder import RunFolder
-from common.run_source import CONFIG_YAML
 from common.wire import TrainRequest, header_bytes
 from server.transport import exchange
 from simulations.check import check_run

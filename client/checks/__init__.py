@@ -1,0 +1,1 @@
+"""What fedtune-client check looks at before a site takes part."""

@@ -1,0 +1,1 @@
+"""The commands of ``fedtune-client``, one module for what belongs together."""

@@ -1,0 +1,1 @@
+"""A site's policy: what it lets a run ask for, whatever the coordinator sends."""

@@ -1,0 +1,204 @@
+"""The supervisor: starts a site's components, starts them again for ever, and ends them, each by its own process id.
+
+- A component that ends is started again after 1, 2, 4, ... 60 seconds; one that lived for a minute begins anew with 1.
+- Flower's exit 305 (the SuperLink refuses: the key is not registered, or a SuperNode that died is still counted as
+  alive for a minute) is tried again every 5 seconds.
+- Where the supervisor is killed, the system ends its components with it (Linux).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from client.supervise.components import Component
+from common.atomic import write_atomic
+
+logger = logging.getLogger(__name__)
+
+FIRST_S, MOST_S, LIVED_S = 1.0, 60.0, 60.0
+REFUSED_S = 5.0
+STOP_S = 15.0
+"""Seconds that a component has to end after SIGTERM, before SIGKILL."""
+LARGEST_LOG = 10_000_000
+_REFUSED = b"Exit Code: 305"
+_LOG_EVERY_S = 60.0
+_PR_SET_PDEATHSIG = 1
+
+
+def pause_before(restart: int, refused: bool) -> float:
+    """Return the seconds to wait before a component is started again.
+
+    Args:
+        restart: how often in a row it ended early, from 1.
+        refused: whether the SuperLink refused it.
+    """
+    return REFUSED_S if refused else min(MOST_S, FIRST_S * 2.0 ** min(restart - 1, 30))
+
+
+@dataclass
+class _Kept:
+    """A component under supervision."""
+
+    component: Component
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    due: float = 0.0
+    early: int = 0
+    starts: int = 0
+    last_exit: int | None = None
+    refused: bool = False
+    log_start: int = 0
+
+
+class Supervisor:
+    """Runs components until it is told to end.
+
+    Args:
+        components: what to run, in this order.
+        note: file that says what runs; see :meth:`report`.
+    """
+
+    def __init__(self, components: Sequence[Component], note: Path) -> None:
+        self._kept = [_Kept(component) for component in components]
+        self._note = note
+        self._noted: dict[str, Any] = {}
+
+    def run(self, ended: threading.Event) -> None:
+        """Keep the components running until ``ended`` is set; then end them. Call it from the main thread."""
+        logs_due = time.monotonic() + _LOG_EVERY_S
+        try:
+            while not ended.wait(0.2):
+                for kept in self._kept:
+                    self._look_after(kept)
+                if time.monotonic() >= logs_due:
+                    logs_due = time.monotonic() + _LOG_EVERY_S
+                    for kept in self._kept:
+                        trim_log(kept.component.log)
+                self._write()
+        finally:
+            self._end()
+
+    def report(self) -> dict[str, Any]:
+        """Return what runs, by component."""
+        return {
+            "pid": os.getpid(),
+            "components": {
+                kept.component.name: {
+                    "pid": kept.process.pid if kept.process is not None else None,
+                    "user": kept.component.user,
+                    "starts": kept.starts,
+                    "last_exit": kept.last_exit,
+                    "refused": kept.refused,
+                }
+                for kept in self._kept
+            },
+        }
+
+    def _look_after(self, kept: _Kept) -> None:
+        now = time.monotonic()
+        if kept.process is None:
+            if now >= kept.due:
+                self._start(kept)
+            return
+        status = kept.process.poll()
+        if status is None:
+            if kept.refused and now - kept.started > LIVED_S:
+                kept.refused = False
+            return
+        kept.process, kept.last_exit = None, status
+        kept.refused = _REFUSED in _since(kept.component.log, kept.log_start)
+        kept.early = 1 if now - kept.started >= LIVED_S else kept.early + 1
+        wait = pause_before(kept.early, kept.refused)
+        kept.due = now + wait
+        why = "the coordinator refuses it (is the key registered?)" if kept.refused else f"exit status {status}"
+        logger.warning("%s ended: %s; again in %.0f s", kept.component.name, why, wait)
+
+    def _start(self, kept: _Kept) -> None:
+        component = kept.component
+        component.log.parent.mkdir(parents=True, exist_ok=True)
+        kept.log_start = component.log.stat().st_size if component.log.exists() else 0
+        with component.log.open("ab") as log:
+            kept.process = subprocess.Popen(
+                component.command, cwd=component.folder, env=component.environment, stdin=subprocess.DEVNULL,
+                stdout=log, stderr=subprocess.STDOUT, start_new_session=True, umask=0o027,
+                preexec_fn=_end_with_us(os.getpid()), **_identity(component.user),
+            )  # fmt: skip
+        kept.started, kept.starts = time.monotonic(), kept.starts + 1
+        logger.info("%s started, process %d", component.name, kept.process.pid)
+
+    def _end(self) -> None:
+        """End all components: ask each, wait, and kill what is left, the executor's own children included."""
+        living = [kept for kept in self._kept if kept.process is not None]
+        for kept in reversed(living):
+            _signal(kept.process, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_S
+        for kept in living:
+            if kept.process is not None:
+                try:
+                    kept.last_exit = kept.process.wait(max(0.1, deadline - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    logger.warning("%s does not end; it is killed", kept.component.name)
+                    _signal(kept.process, signal.SIGKILL)
+                    kept.last_exit = kept.process.wait()
+                kept.process = None
+        self._write()
+
+    def _write(self) -> None:
+        report = self.report()
+        if report != self._noted:
+            write_atomic(self._note, json.dumps(report, indent=2).encode())
+            self._noted = report
+
+
+def trim_log(path: Path) -> None:
+    """Move what a log holds to ``.1`` once it is large; whoever appends to it goes on at its start."""
+    if path.exists() and path.stat().st_size > LARGEST_LOG:
+        shutil.copyfile(path, path.with_suffix(".log.1"))
+        os.truncate(path, 0)
+
+
+def _since(log: Path, start: int) -> bytes:
+    with log.open("rb") as file:
+        file.seek(max(start, log.stat().st_size - 65536))
+        return file.read()
+
+
+def _signal(process: subprocess.Popen[bytes] | None, number: signal.Signals) -> None:
+    if process is not None and process.poll() is None:
+        process.send_signal(number)
+
+
+def _identity(user: str | None) -> dict[str, Any]:
+    """Whom a process runs as: a user with their own group and no other."""
+    if user is None:
+        return {}
+    import pwd
+
+    return {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": ()}
+
+
+def _end_with_us(parent: int) -> Callable[[], None] | None:
+    """What a new process does before its program starts: have the system end it when its parent dies."""
+    if not sys.platform.startswith("linux"):
+        return None
+    library = ctypes.CDLL(None)
+
+    def ask() -> None:
+        library.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return ask

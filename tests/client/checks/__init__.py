@@ -1,0 +1,1 @@
+"""Tests of fedtune-client check."""

@@ -1,0 +1,176 @@
+"""The supervisor with real processes: what ends is started again, what runs is ended, and none outlives it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client.places import Places
+from client.supervise.components import Component
+from client.supervise.running import end, only_one, what_runs
+from client.supervise.supervisor import LARGEST_LOG, Supervisor, pause_before, trim_log
+from common.errors import RunError
+
+PATIENCE_S = 60.0
+
+
+def shell(folder: Path, name: str, script: str) -> Component:
+    command = ("/bin/sh", "-c", script)
+    return Component(name, command, {"PATH": os.environ["PATH"]}, folder / f"{name}.log", folder)
+
+
+def run_until(supervisor: Supervisor, reached: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """Run in this thread until a report is as wanted; the report."""
+    ended, found = threading.Event(), list[dict[str, Any]]()
+
+    def watch() -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline and not (found and reached(found[-1]["components"])):
+            found[:] = [supervisor.report()]
+            time.sleep(0.02)
+        ended.set()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    supervisor.run(ended)
+    watcher.join()
+    assert reached(found[-1]["components"])
+    components: dict[str, Any] = found[-1]["components"]
+    return components
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_what_ends_is_started_again_and_what_runs_is_ended(tmp_path: Path) -> None:
+    components = [shell(tmp_path, "agent", "exec sleep 600"), shell(tmp_path, "executor", "echo one line; exit 3")]
+    supervisor = Supervisor(components, tmp_path / "up.json")
+    found = run_until(supervisor, lambda parts: parts["executor"]["starts"] >= 2)
+    assert (found["agent"]["starts"], found["executor"]["last_exit"]) == (1, 3)
+    assert not is_alive(found["agent"]["pid"])
+    assert (tmp_path / "executor.log").read_text().startswith("one line\n")
+    noted = json.loads((tmp_path / "up.json").read_text())
+    assert [part["pid"] for part in noted["components"].values()] == [None, None]
+
+
+def test_refusal_of_flower_is_told_from_another_end(tmp_path: Path) -> None:
+    supervisor = Supervisor([shell(tmp_path, "supernode", "echo 'Exit Code: 305'; exit 1")], tmp_path / "up.json")
+    found = run_until(supervisor, lambda parts: parts["supernode"]["last_exit"] is not None)
+    assert found["supernode"]["refused"]
+
+
+def test_component_that_does_not_end_when_asked_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("client.supervise.supervisor.STOP_S", 0.2)
+    stubborn = shell(tmp_path, "agent", "trap '' TERM; echo up; while :; do sleep 1; done")
+    supervisor = Supervisor([stubborn], tmp_path / "up.json")
+
+    def is_up(parts: dict[str, Any]) -> bool:
+        return parts["agent"]["pid"] is not None and "up" in stubborn.log.read_text()
+
+    found = run_until(supervisor, is_up)
+    assert not is_alive(found["agent"]["pid"])
+    assert supervisor.report()["components"]["agent"]["last_exit"] == -signal.SIGKILL
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the system ends orphans on Linux alone")
+def test_killed_supervisor_leaves_nothing_running(tmp_path: Path) -> None:
+    script = textwrap.dedent(
+        """
+        import sys, threading
+        from pathlib import Path
+        from client.supervise.supervisor import Supervisor
+        from tests.client.supervise.test_supervisor import shell
+        folder = Path(sys.argv[1])
+        Supervisor([shell(folder, "agent", "exec sleep 600")], folder / "up.json").run(threading.Event())
+        """
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, tmp_path], cwd=Path(__file__).parents[3])
+    try:
+        pid = _wait_for(lambda: _noted_pid(tmp_path / "up.json"))
+        assert is_alive(pid)
+    finally:
+        process.kill()
+        process.wait()
+    _wait_for(lambda: not is_alive(pid))
+
+
+def _noted_pid(note: Path) -> int | None:
+    if not note.exists():
+        return None
+    pid: int | None = json.loads(note.read_text())["components"]["agent"]["pid"]
+    return pid
+
+
+def _wait_for(look: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + 4 * PATIENCE_S
+    while not (found := look()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found
+
+
+def test_pauses_double_to_a_minute_and_a_refusal_waits_five_seconds() -> None:
+    assert [pause_before(n, False) for n in range(1, 9)] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert pause_before(10**6, False) == 60
+    assert {pause_before(n, True) for n in range(1, 100)} == {5}
+
+
+def test_large_log_is_moved_and_its_writer_goes_on(tmp_path: Path) -> None:
+    log = tmp_path / "agent.log"
+    with log.open("ab") as writer:
+        writer.write(b"x" * (LARGEST_LOG + 1))
+        writer.flush()
+        trim_log(log)
+        writer.write(b"more")
+    assert log.read_bytes() == b"more"
+    assert (tmp_path / "agent.log.1").stat().st_size == LARGEST_LOG + 1
+    trim_log(log)
+    assert log.read_bytes() == b"more"
+
+
+def test_site_runs_once_and_is_known_to_run_by_the_lock_alone(tmp_path: Path) -> None:
+    places = Places.beside(tmp_path / "site.yaml")
+    assert what_runs(places) is None
+    assert not end(places)
+    with only_one(places):
+        places.running.write_text(json.dumps({"pid": 4194304, "components": {}}))
+        assert what_runs(places) == {"pid": 4194304, "components": {}}
+        with pytest.raises(RunError, match="runs already"), only_one(places):
+            pass
+    # The note is still there, with an id that may be somebody else's by now: nothing is signalled.
+    assert what_runs(places) is None
+    assert not end(places)
+
+
+def test_down_ends_the_process_that_holds_the_lock(tmp_path: Path) -> None:
+    places = Places.beside(tmp_path / "site.yaml")
+    places.state.mkdir()
+    script = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{script}; time.sleep(600)", places.lock], stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    with process.stdout as told:
+        told.readline()
+    places.running.write_text(json.dumps({"pid": process.pid}))
+    assert end(places)
+    assert process.wait() == -signal.SIGTERM
+    with places.lock.open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
