@@ -47,7 +47,7 @@ def run_coordinated(grid: Grid, config: RunConfig, name: str, fence: int) -> Non
     place = RunPlace(state, name)
     place.expect_current(fence)  # also where the name is unknown, before anything is made of it
     with place.lease(fence), _logged(place.log):
-        board = Board(name)
+        board = Board(name, config.federation.rounds)
         try:
             steered = Steered(place.steering, config, board)
             with _controlled(state, place, config, board, steered):
@@ -107,11 +107,13 @@ def _logged(path: Path) -> Iterator[None]:
     """Append what this process logs to the run's own log."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(handler)
-    root.setLevel(min(root.level, logging.INFO) if root.level else logging.INFO)
+    ours = [logging.getLogger(package) for package in ("server", "common")]  # others log each request
+    for package in ours:
+        package.addHandler(handler)
+        package.setLevel(logging.INFO)
     try:
         yield
     finally:
-        root.removeHandler(handler)
+        for package in ours:
+            package.removeHandler(handler)
         handler.close()

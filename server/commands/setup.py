@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -99,7 +100,7 @@ def sites_add(
         say(
             f"enrolled {name!r}, key {known.fingerprint}",
             "It may connect now." if known.settled else "It may connect once the coordinator is up.",
-            f"Next:  fedtune-server sites kit {name} --out {name}.kit.yaml --state {state}",
+            f"Next:  fedtune-server sites kit {shlex.quote(name)} --state {state}",
         )
 
 

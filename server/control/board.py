@@ -48,13 +48,14 @@ class Board(Observer):
 
     Args:
         run: name of the run.
+        rounds: of the run.
         clock: seconds of a monotonic clock.
     """
 
-    def __init__(self, run: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, run: str, rounds: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._changed = threading.Condition()
-        self._version, self._standing = 0, Standing(run)
+        self._version, self._standing = 0, Standing(run, rounds=rounds)
 
     def read(self) -> tuple[int, Standing]:
         """Return a number that grows with every change, and where the run stands."""

@@ -12,8 +12,9 @@ from enum import Enum
 
 from server.run_place import Outcome, Submission
 
-START_LIMIT_S = 120.0
-"""Seconds that a ServerApp may take from Flower's "starting" until it holds the run's lease."""
+START_LIMIT_S = 600.0
+"""Seconds from a submission until its ServerApp holds the lease of the run. Flower itself notices one that died before,
+by its heartbeat, within about a minute."""
 MOST_FRUITLESS = 6
 """Submissions in a row without a completed round after which a run counts as failed."""
 LONGEST_WAIT_S = 60.0

@@ -1,0 +1,232 @@
+"""The caretaker with a SuperLink that dies at the worst moments: a run is worked on by one ServerApp, the newest."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from common.errors import ConfigError, RunError
+from server.enrolment import Enrolment
+from server.flower_commands import Flower
+from server.run_place import Outcome, RunPlace, ask_for_run, find_run, known_runs
+from server.state_folder import StateFolder
+from server.supervise.caretaker import Caretaker
+from server.supervise.decision import MOST_FRUITLESS
+from tests.server.coordinator import coordinator, site_key
+from tests.server.run_configs import run_config
+
+HOLD = """
+import sys
+from pathlib import Path
+from server.run_place import RunPlace
+from server.state_folder import StateFolder
+with RunPlace(StateFolder(Path(sys.argv[1])), "tiny").lease(int(sys.argv[2]), 0.0):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+class Link(Flower):
+    """What the caretaker asks of Flower, kept in memory; fails where told to."""
+
+    def __init__(self) -> None:
+        self.statuses: dict[int, str] = {}
+        self.carried: list[Mapping[str, str | int]] = []
+        self.registered: list[str] = []
+        self.refuses_runs = False
+
+    def run(self, app: Path, run_config: Mapping[str, str | int]) -> int:
+        if self.refuses_runs:
+            raise RunError("flwr run failed; expected success.")
+        self.carried.append(run_config)
+        self.statuses[len(self.carried)] = "pending"
+        return len(self.carried)
+
+    def runs(self) -> dict[int, str]:
+        return dict(self.statuses)
+
+    def stop(self, run_id: int) -> None:
+        self.statuses[run_id] = "finished:stopped"
+
+    def register(self, public_key: str, name: str) -> int:
+        self.registered.append(name)
+        return 1000 + len(self.registered)
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 10_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def state() -> Iterator[StateFolder]:
+    with coordinator() as made:
+        yield made
+
+
+@pytest.fixture
+def place(state: StateFolder) -> RunPlace:
+    return ask_for_run(state, run_config())
+
+
+def serverapp(state: StateFolder, fence: int) -> subprocess.Popen[str]:
+    """A process that holds the lease of the run as a ServerApp does."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(state.path), str(fence)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()
+
+
+def test_run_is_submitted_once_while_its_serverapp_starts_and_lives(state: StateFolder, place: RunPlace) -> None:
+    link, clock = Link(), Clock()
+    caretaker = Caretaker(state, link, clock=clock)
+    for _ in range(3):
+        caretaker.look()
+    process = serverapp(state, 1)
+    try:
+        link.statuses[1] = "finished:failed"  # the SuperLink was killed; the ServerApp survives that
+        clock.now_s += 1e6
+        caretaker.look()
+    finally:
+        kill(process)
+    assert len(link.carried) == 1
+    assert place.submission().state == "submitted"
+
+
+def test_run_whose_serverapp_was_killed_is_stopped_and_submitted_with_a_newer_fence(
+    state: StateFolder, place: RunPlace
+) -> None:
+    link, clock = Link(), Clock()
+    caretaker = Caretaker(state, link, clock=clock)
+    caretaker.look()
+    process = serverapp(state, 1)
+    kill(process)
+    link.statuses[1] = "running"
+    for _ in range(3):
+        caretaker.look()
+        clock.now_s += 100
+    assert link.statuses[1] == "finished:stopped"
+    assert [values["run-fence"] for values in link.carried] == [1, 2]
+    assert {values["run-name"] for values in link.carried} == {"tiny"}
+
+
+def test_serverapp_of_an_older_submission_ends_before_it_does_anything(state: StateFolder, place: RunPlace) -> None:
+    link = Link()
+    Caretaker(state, link).look()
+    place.write(place.submission().model_copy(update={"state": "submitting"}))  # died while it submitted
+    Caretaker(state, link).look()
+    assert place.submission().fence == 2
+    with pytest.raises(RunError, match="replaced by 2"), place.lease(1, 0.0):
+        pytest.fail("an old ServerApp got the lease")
+    with place.lease(2, 0.0):
+        assert place.is_live()
+    assert not place.is_live()
+
+
+def test_two_serverapps_never_hold_the_lease(state: StateFolder, place: RunPlace) -> None:
+    Caretaker(state, Link()).look()
+    process = serverapp(state, 1)
+    try:
+        assert place.is_live()
+        with pytest.raises(RunError, match="another ServerApp"), place.lease(1, 0.0):
+            pytest.fail("two held it")
+    finally:
+        kill(process)
+    assert not place.is_live()
+
+
+def test_run_that_never_completes_a_round_fails_in_the_end_and_says_why(state: StateFolder, place: RunPlace) -> None:
+    link, clock = Link(), Clock()
+    caretaker = Caretaker(state, link, clock=clock)
+    for _ in range(4 * MOST_FRUITLESS):
+        caretaker.look()
+        fence = place.submission().fence
+        place.write_outcome(Outcome(fence=fence, ended="failed", reason="0 sites came", final=False))
+        link.statuses[len(link.carried)] = "finished:failed"
+        clock.now_s += 100
+    assert (place.submission().state, place.submission().reason) == ("failed", "0 sites came")
+    assert len(link.carried) == MOST_FRUITLESS
+
+
+def test_run_that_completes_a_round_each_time_goes_on(state: StateFolder, place: RunPlace) -> None:
+    link, clock = Link(), Clock()
+    caretaker = Caretaker(state, link, clock=clock)
+    place.folder.checkpoint.mkdir(parents=True)
+    for number in range(2 * MOST_FRUITLESS):
+        caretaker.look()
+        link.statuses[len(link.carried)] = "finished:failed"
+        (place.folder.checkpoint / "state.json").write_text(json.dumps({"round": number + 1}))
+    assert len(link.carried) == 2 * MOST_FRUITLESS
+    assert place.submission().fruitless == 0
+
+
+def test_superlink_that_refuses_runs_is_asked_ever_less_often(state: StateFolder, place: RunPlace) -> None:
+    link, clock = Link(), Clock()
+    caretaker, link.refuses_runs = Caretaker(state, link, clock=clock), True
+    with pytest.raises(RunError):
+        caretaker.look()
+    caretaker.look()  # not due yet
+    assert place.submission().fruitless == 1
+    link.refuses_runs = False
+    clock.now_s += 100
+    caretaker.look()
+    assert place.submission().state == "submitted"
+
+
+def test_run_stopped_while_nobody_works_on_it_is_over(state: StateFolder, place: RunPlace) -> None:
+    place.stop_wish.touch()
+    link = Link()
+    Caretaker(state, link).look()
+    assert place.submission().state == "stopped"
+    assert not link.carried
+
+
+def test_sites_are_registered_before_runs_are_submitted(state: StateFolder, place: RunPlace) -> None:
+    Enrolment(state).add("one", site_key()[1])
+    link = Link()
+    Caretaker(state, link).look()
+    assert link.registered == ["one"]
+    assert Enrolment(state).settled()
+
+
+def test_name_is_taken_once_and_goes_on_only_when_over_with_the_same_config(state: StateFolder) -> None:
+    place = ask_for_run(state, run_config())
+    with pytest.raises(RunError, match="is there already"):
+        ask_for_run(state, run_config())
+    with pytest.raises(RunError, match="not over"):
+        ask_for_run(state, run_config(), again=True)
+    place.write(place.submission().model_copy(update={"state": "stopped"}))
+    with pytest.raises(ConfigError, match="another config"):
+        ask_for_run(state, run_config(seed=5), again=True)
+    assert ask_for_run(state, run_config(), again=True).submission().state == "waiting"
+
+
+def test_simulation_is_no_run_for_a_coordinator(state: StateFolder) -> None:
+    with pytest.raises(ConfigError, match="simulation"):
+        ask_for_run(state, run_config(simulation={}))
+    assert known_runs(state) == []
+
+
+def test_unknown_run_is_named_with_those_there_are(state: StateFolder, place: RunPlace) -> None:
+    with pytest.raises(ConfigError, match="expected one of: tiny"):
+        find_run(state, "../tiny")

@@ -1,0 +1,153 @@
+"""Enrolled sites: what is refused, what is kept, and that the SuperLink follows the registry."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+from common.errors import ConfigError, RunError
+from server.enrolment import Enrolment
+from server.flower_commands import Flower
+from server.state_folder import StateFolder
+from tests.server.coordinator import coordinator, site_key
+
+
+class Registrar(Flower):
+    """Keeps what it is asked to register; refuses a key twice, as a SuperLink does, and fails where told to."""
+
+    def __init__(self) -> None:
+        self.known: dict[int, str] = {}
+        self.away: set[int] = set()
+        self.fails_after: int | None = None
+
+    def register(self, public_key: str, name: str) -> int:
+        if self.fails_after == len(self.known):
+            raise RunError("the SuperLink is gone; expected it.")
+        if public_key in self.known.values():
+            raise RunError("public key already in use; expected a new one.")
+        node = 1000 + len(self.known)
+        self.known[node] = public_key
+        return node
+
+    def unregister(self, node_id: int) -> None:
+        self.away.add(node_id)
+
+    def nodes(self) -> dict[int, str]:
+        return {node: "unregistered" if node in self.away else "online" for node in self.known}
+
+
+@pytest.fixture
+def state() -> Iterator[StateFolder]:
+    with coordinator() as made:
+        yield made
+
+
+def public(curve: ec.EllipticCurve) -> str:
+    key = ec.generate_private_key(curve).public_key()
+    return key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+
+
+def ed25519_key() -> str:
+    key = ed25519.Ed25519PrivateKey.generate().public_key()
+    return key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+
+
+NO_KEYS = {
+    "nothing": "",
+    "text": "hello",
+    "private key": site_key()[0].decode(),
+    "another curve": public(ec.SECP256R1()),
+    "another kind": ed25519_key(),
+    "pem": ec.generate_private_key(ec.SECP384R1())
+    .private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    .decode(),
+}
+
+
+@pytest.mark.parametrize("kind", NO_KEYS)
+def test_file_without_a_p384_public_key_is_refused(state: StateFolder, kind: str) -> None:
+    with pytest.raises(ConfigError, match="P-384"):
+        Enrolment(state).add("one", NO_KEYS[kind])
+    assert not Enrolment(state).sites()
+
+
+def test_key_and_name_are_taken_once(state: StateFolder) -> None:
+    enrolment, (_, key), (_, other) = Enrolment(state), site_key(), site_key()
+    enrolment.add("one", key + " a comment")
+    with pytest.raises(ConfigError, match="'one'"):
+        enrolment.add("two", key)
+    with pytest.raises(ConfigError, match="another name"):
+        enrolment.add("one", other)
+
+
+def test_revoked_key_is_never_taken_again_but_its_name_may_be(state: StateFolder) -> None:
+    enrolment, (_, key), (_, fresh) = Enrolment(state), site_key(), site_key()
+    enrolment.add("one", key)
+    enrolment.revoke("one")
+    with pytest.raises(ConfigError, match="enrolled"):
+        enrolment.add("one", key)
+    assert enrolment.add("one", fresh).revoked is None
+    assert [site.revoked is None for site in enrolment.sites()] == [False, True]
+
+
+def test_superlink_follows_the_registry(state: StateFolder) -> None:
+    enrolment, registrar = Enrolment(state), Registrar()
+    for name in ("one", "two", "three"):
+        enrolment.add(name, site_key()[1])
+    assert not enrolment.settled()
+    enrolment.reconcile(registrar)
+    assert enrolment.settled()
+    assert sorted(enrolment.members().values()) == ["one", "three", "two"]
+    node = enrolment.get("two").node_id
+    enrolment.revoke("two")
+    assert "two" not in enrolment.members().values()
+    enrolment.reconcile(registrar)
+    assert registrar.away == {node}
+    assert enrolment.settled()
+    assert enrolment.reconcile(registrar) == []
+
+
+def test_site_revoked_before_it_was_registered_never_is(state: StateFolder) -> None:
+    enrolment, registrar = Enrolment(state), Registrar()
+    enrolment.add("one", site_key()[1])
+    enrolment.revoke("one")
+    assert enrolment.reconcile(registrar) == []
+    assert not registrar.known
+
+
+def test_what_was_registered_before_a_failure_is_kept(state: StateFolder) -> None:
+    enrolment, registrar = Enrolment(state), Registrar()
+    for name in ("one", "two"):
+        enrolment.add(name, site_key()[1])
+    registrar.fails_after = 1
+    with pytest.raises(RunError):
+        enrolment.reconcile(registrar)
+    registrar.fails_after = None
+    assert [site.name for site in enrolment.reconcile(registrar)] == ["two"]
+
+
+def test_site_registered_by_a_process_that_died_before_it_wrote_so_is_found(state: StateFolder) -> None:
+    enrolment, registrar = Enrolment(state), Registrar()
+    site = enrolment.add("one", site_key()[1])
+    node = registrar.register(site.public_key, site.name)
+    assert [known.node_id for known in enrolment.reconcile(registrar)] == [node]
+
+
+def test_damaged_registry_admits_nobody(state: StateFolder) -> None:
+    Enrolment(state).add("one", site_key()[1])
+    values = json.loads(state.sites.read_text())
+    values["sites"][0]["colour"] = "red"
+    state.sites.write_text(json.dumps(values))
+    with pytest.raises(RunError, match="damaged"):
+        Enrolment(state).members()
+
+
+def test_unknown_site_is_named_with_those_there_are(state: StateFolder, tmp_path: Path) -> None:
+    Enrolment(state).add("one", site_key()[1])
+    with pytest.raises(ConfigError, match="expected one of: one"):
+        Enrolment(state).revoke("two")
