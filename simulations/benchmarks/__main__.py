@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,7 +15,14 @@ from common.quiet import quiet_dependencies
 quiet_dependencies()
 
 from common.errors import FedtuneError  # noqa: E402
-from simulations.benchmarks.lines import Line, as_json, markdown_table, terminal_table, wide_console  # noqa: E402
+from simulations.benchmarks.lines import (  # noqa: E402
+    Line,
+    as_json,
+    lines_of_before,
+    markdown_table,
+    terminal_table,
+    wide_console,
+)
 from simulations.benchmarks.page import write_between  # noqa: E402
 from simulations.benchmarks.parts import PARTS  # noqa: E402
 from simulations.benchmarks.works import QUICK, ROOT, Extent  # noqa: E402
@@ -32,7 +40,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Where to write the figures.")] = Path("bench.json"),
     write_docs: Annotated[bool, typer.Option("--write-docs", help="Write the table into docs/benchmarks.md.")] = False,
 ) -> None:
-    """Measure, and print one table."""
+    """Measure, and print one table. Parts measured before to the same extent stand in it as they were."""
     import torch
 
     for part in only or ():
@@ -40,17 +48,21 @@ def main(
             raise typer.BadParameter(f"{part!r}; expected one of {', '.join(PARTS)}.", param_hint="--only")
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # of worker processes
-    given = {"rows": rows, "rounds": rounds, "pairs": pairs, "workers": workers}
+    given: dict[str, Any] = {"rows": rows, "rounds": rounds, "pairs": pairs, "workers": workers}
     extent = replace(QUICK if quick else Extent(), **{key: value for key, value in given.items() if value is not None})
     console = wide_console()
-    lines: list[Line] = []
     try:
+        by_part: dict[str, list[Line]] = {part: [] for part in PARTS}
+        for line in lines_of_before(out, extent.text()):
+            by_part[line.part].append(line)
         for part in only or PARTS:
+            by_part[part] = []
             for line in PARTS[part](extent):
                 console.print(f"{line.name}: {line.ours if line.ratio is None else line.ratio:.3g}", highlight=False)
-                lines.append(line)
+                by_part[part].append(line)
+            out.write_text(as_json([*chain.from_iterable(by_part.values())], extent.text()), encoding="utf-8")
+        lines = [*chain.from_iterable(by_part.values())]
         console.print(terminal_table(lines, extent.text()))
-        out.write_text(as_json(lines), encoding="utf-8")
         if write_docs:
             write_between(PAGE, "bench", f"{extent.text()}.\n\n{markdown_table(lines)}")
     except FedtuneError as error:

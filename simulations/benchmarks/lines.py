@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from statistics import median
 
 from rich.console import Console
 from rich.table import Table
 
+from common.errors import RunError
 from simulations.benchmarks.measure import Measurement, Seconds
 
 HEAD = ("", "ours", "baseline", "unit", "ratio", "CPU ratio", "target", "limit / baseline", "ours / limit", "pairs")
@@ -115,9 +117,25 @@ def markdown_table(lines: Sequence[Line]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
 
 
-def as_json(lines: Sequence[Line]) -> str:
-    """Return the lines as JSON, one record a line."""
-    return "[\n" + ",\n".join(json.dumps(asdict(line)) for line in lines) + "\n]\n"
+def as_json(lines: Sequence[Line], title: str = "") -> str:
+    """Return the lines as JSON, one record a line; each says what was measured, by the table's title."""
+    return "[\n" + ",\n".join(json.dumps({**asdict(line), "title": title}) for line in lines) + "\n]\n"
+
+
+def lines_of_before(path: Path, title: str) -> list[Line]:
+    """Return the lines of a file of :func:`as_json` that were measured under the same title; none without the file.
+
+    Raises:
+        RunError: for a file that is none.
+    """
+    if not path.exists():
+        return []
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+        same = [record for record in records if record.pop("title") == title]
+        return [Line(**record) for record in same]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise RunError(f"{path} holds no figures of this benchmark; expected them or no file. Remove it.") from None
 
 
 def _number(value: float | None) -> str:

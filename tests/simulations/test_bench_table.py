@@ -170,6 +170,27 @@ def test_command_measures_prints_and_writes_a_part(tmp_path: Path, monkeypatch: 
     assert "a round of 3 idle sites" in text
 
 
+def test_parts_measured_before_to_the_same_extent_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = {name: lambda extent, name=name: iter([Line(name, f"{name} {next(count)}", 1.0)]) for name in "ab"}
+    count = iter(range(10))
+    monkeypatch.setattr(bench, "PARTS", parts)
+    out = tmp_path / "bench.json"
+
+    def measured(*arguments: str) -> list[str]:
+        code, text = invoke(bench.main, *arguments, "--out", str(out))
+        assert code == 0, text
+        return [record["name"] for record in json.loads(out.read_text())]
+
+    assert measured("--only", "b") == ["b 0"]
+    assert measured("--only", "a") == ["a 1", "b 0"]
+    assert measured("--only", "b") == ["a 1", "b 2"]
+    assert measured("--only", "a", "--rounds", "2") == ["a 3"]  # another extent is another table
+    out.write_text("[1]")
+    code, text = invoke(bench.main, "--only", "a", "--out", str(out))
+    assert code == 1
+    assert "holds no figures" in text
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_cuda_the_gpu_benchmark_says_so_in_a_line(tmp_path: Path) -> None:
     code, text = invoke(gpu.main, "--out", str(tmp_path / "none.json"))

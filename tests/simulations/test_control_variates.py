@@ -25,7 +25,7 @@ from common.tensors import Tensors, add, l2_norm, subtract
 from common.variates import PREFIX, marked, parted
 from server.checkpoint import load_checkpoint
 from server.events import Observer
-from server.rounds import Outcome
+from server.outcome import Outcome
 from simulations.check import check_run
 from simulations.engines.settings import EngineSettings
 from simulations.run import simulate
@@ -243,6 +243,7 @@ def test_a_change_that_does_not_follow_is_rejected(
         ({"privacy": {"unit": "site", "noise_multiplier": 1.0}}, "second release"),
         *(({"aggregation": {"method": name}}, "same coordinates") for name in ("flora", "fedsvd", "rolora", "hetlora")),
         ({"aggregation": {"robust": "median"}}, "bad sites"),
+        ({"aggregation": {"norm_bound_of_median": 3.0}}, "as they come"),
         ({"communication": {"codec": "bf16"}}, "'fp32'"),
         ({"communication": {"down": "int8"}}, "'fp32'"),
         ({"communication": {"top_k": 0.1}}, "'fp32'"),
