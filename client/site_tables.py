@@ -38,7 +38,7 @@ def status_tables(values: dict[str, Any]) -> Iterator[Table | str]:
         for column in ("component", "process", "user", "starts", "last exit", ""):
             table.add_column(column)
         for name, part in running.get("components", {}).items():
-            said = "refused by the coordinator: is the key registered?" if part["refused"] else ""
+            said = "" if part["refusal"] is None else f"no connection to the coordinator: {escape(part['refusal'])}"
             cells = (name, part["pid"] or "waiting", part["user"] or "-", part["starts"], part["last_exit"], said)
             table.add_row(*("-" if cell is None else str(cell) for cell in cells))
         yield table

@@ -87,7 +87,7 @@ def _registered(places: Places) -> Finding:
     node = (running or {}).get("components", {}).get("supernode")
     if not node:
         return Finding(what, "note", "not known before the site runs", "fedtune-client up, then fedtune-client status.")
-    if node["refused"]:
-        remedy = f"Send {places.public_key} to the coordinator, who registers it under the site's name."
-        return Finding(what, "fail", "the coordinator refuses the SuperNode", remedy)
-    return Finding(what, "pass", "the SuperNode runs and is not refused")
+    if node["refusal"] is not None:
+        remedy = f"Where TLS passes: send {places.public_key} to the coordinator, who enrols it under the site's name."
+        return Finding(what, "fail", f"the SuperNode gets no connection: {node['refusal']}", remedy)
+    return Finding(what, "pass", "the SuperNode runs and is connected")

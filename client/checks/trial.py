@@ -28,7 +28,7 @@ from common.models.base import choose_device
 from common.models.resident import resident_model
 from common.privacy.planning import plan_mechanism
 
-_ROWS_IN_A_STEP = 8
+_ROWS_IN_A_STEP, _TOKENS = 8, 32
 _LEAST_FREE = 2.0
 """Times the weights that memory should hold free: activations and gradients come beside them."""
 
@@ -49,7 +49,8 @@ def trial_run(site_config: SiteConfig, num_units: int) -> RunConfig:
             "name": "trial",
             "model": {"source": site_config.model},
             "adapter": adapter,
-            "data": {**rows.model_dump(), "train": site_config.data, "person_field": site_config.person_field},
+            "data": {**rows.model_dump(), "train": site_config.data, "person_field": site_config.person_field,
+                     "max_length": _TOKENS},
             "training": {"local_steps": 1},
             "privacy": {
                 "unit": site_config.budget.unit, "noise_multiplier": 1.0, "accountant": "rdp",

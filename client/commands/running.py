@@ -103,8 +103,8 @@ def status(
             "budget": own.budget.model_dump(),
         }
         show(values, status_tables(values), as_json)
-        components = (running or {}).get("components", {})
-        if values["agent"] is None or any(part["pid"] is None or part["refused"] for part in components.values()):
+        parts = (running or {}).get("components", {}).values()
+        if values["agent"] is None or any(part["pid"] is None or part["refusal"] is not None for part in parts):
             raise typer.Exit(1)
 
 

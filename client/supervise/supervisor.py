@@ -1,8 +1,8 @@
 """The supervisor: starts a site's components, starts them again for ever, and ends them, each by its own process id.
 
 - A component that ends is started again after 1, 2, 4, ... 60 seconds; one that lived for a minute begins anew with 1.
-- Flower's exit 305 (the SuperLink refuses: the key is not registered, or a SuperNode that died is still counted as
-  alive for a minute) is tried again every 5 seconds.
+- Flower's exit 305 (no connection: the network or a certificate, a key that is not registered, or a SuperNode that died
+  and is still counted as alive for a minute) is tried again every 5 seconds.
 - Where the supervisor is killed, the system ends its components with it (Linux).
 """
 
@@ -34,6 +34,8 @@ STOP_S = 15.0
 """Seconds that a component has to end after SIGTERM, before SIGKILL."""
 LARGEST_LOG = 10_000_000
 _REFUSED = b"Exit Code: 305"
+_BEFORE_REASON = b"Failed to initialize the connection to the SuperLink."
+_REASON_LENGTH = 160
 _LOG_EVERY_S = 60.0
 _PR_SET_PDEATHSIG = 1
 
@@ -59,7 +61,7 @@ class _Kept:
     early: int = 0
     starts: int = 0
     last_exit: int | None = None
-    refused: bool = False
+    refusal: str | None = None
     log_start: int = 0
 
 
@@ -101,7 +103,7 @@ class Supervisor:
                     "user": kept.component.user,
                     "starts": kept.starts,
                     "last_exit": kept.last_exit,
-                    "refused": kept.refused,
+                    "refusal": kept.refusal,
                 }
                 for kept in self._kept
             },
@@ -115,15 +117,15 @@ class Supervisor:
             return
         status = kept.process.poll()
         if status is None:
-            if kept.refused and now - kept.started > LIVED_S:
-                kept.refused = False
+            if kept.refusal is not None and now - kept.started > LIVED_S:
+                kept.refusal = None
             return
         kept.process, kept.last_exit = None, status
-        kept.refused = _REFUSED in _since(kept.component.log, kept.log_start)
+        kept.refusal = refusal_in(_since(kept.component.log, kept.log_start))
         kept.early = 1 if now - kept.started >= LIVED_S else kept.early + 1
-        wait = pause_before(kept.early, kept.refused)
+        wait = pause_before(kept.early, kept.refusal is not None)
         kept.due = now + wait
-        why = "the coordinator refuses it (is the key registered?)" if kept.refused else f"exit status {status}"
+        why = f"exit status {status}" if kept.refusal is None else f"no connection to the coordinator: {kept.refusal}"
         logger.warning("%s ended: %s; again in %.0f s", kept.component.name, why, wait)
 
     def _start(self, kept: _Kept) -> None:
@@ -161,6 +163,15 @@ class Supervisor:
         if report != self._noted:
             write_atomic(self._note, json.dumps(report, indent=2).encode())
             self._noted = report
+
+
+def refusal_in(log: bytes) -> str | None:
+    """Return why a SuperNode was not let in, in the words of its log; None where that was not what ended it."""
+    if _REFUSED not in log:
+        return None
+    lines = log.partition(_BEFORE_REASON)[2].decode("utf-8", "replace").splitlines()
+    reason = "".join(character for character in "".join(lines[1:2]) if character.isprintable())
+    return reason[:_REASON_LENGTH] or "refused"
 
 
 def trim_log(path: Path) -> None:

@@ -20,10 +20,14 @@ import pytest
 from client.places import Places
 from client.supervise.components import Component
 from client.supervise.running import end, only_one, what_runs
-from client.supervise.supervisor import LARGEST_LOG, Supervisor, pause_before, trim_log
+from client.supervise.supervisor import LARGEST_LOG, Supervisor, pause_before, refusal_in, trim_log
 from common.errors import RunError
 
 PATIENCE_S = 60.0
+SAID = (
+    "printf 'Exit Code: 305\\nFailed to initialize the connection to the SuperLink.\\n"
+    "[code: 401] Invalid SuperNode authentication\\n'; exit 1"
+)
 
 
 def shell(folder: Path, name: str, script: str) -> Component:
@@ -71,9 +75,17 @@ def test_what_ends_is_started_again_and_what_runs_is_ended(tmp_path: Path) -> No
 
 
 def test_refusal_of_flower_is_told_from_another_end(tmp_path: Path) -> None:
-    supervisor = Supervisor([shell(tmp_path, "supernode", "echo 'Exit Code: 305'; exit 1")], tmp_path / "up.json")
+    supervisor = Supervisor([shell(tmp_path, "supernode", SAID)], tmp_path / "up.json")
     found = run_until(supervisor, lambda parts: parts["supernode"]["last_exit"] is not None)
-    assert found["supernode"]["refused"]
+    assert found["supernode"]["refusal"] == "[code: 401] Invalid SuperNode authentication"
+
+
+def test_reason_of_a_refusal_is_one_printable_line() -> None:
+    said = b"x\nExit Code: 305\nFailed to initialize the connection to the SuperLink.\n"
+    assert refusal_in(said + b"\x1b[1m bad\x07 thing\nmore") == "[1m bad thing"
+    assert refusal_in(said + b"y" * 1000) == "y" * 160
+    assert refusal_in(said) == "refused"
+    assert refusal_in(b"Exit Code: 1") is None
 
 
 def test_component_that_does_not_end_when_asked_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
