@@ -10,19 +10,20 @@ The set-up is small so that two cores finish in minutes: eight sites of 64 messa
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+import client.site
 from common.errors import ConfigError
 from simulations.commands.options import set_up
-from simulations.commands.progress import RunLines
+from simulations.results.page import markdown, write_tables
 from simulations.study.intervals import over_seeds
-from simulations.study.runs import PlannedRun, plan_runs, run_missing
+from simulations.study.runs import PlannedRun, do_missing, plan_runs, run_one
 from simulations.study.shown import mean_and_half, signed_interval
 from simulations.study.variants import Variant, parse_variants
 
@@ -48,7 +49,7 @@ PACKINGS: dict[str, str] = {
 }
 """``communication`` of each variant, by its label; the first is what others are compared with."""
 
-BEGIN, END = "<!-- codecs: written by python -m simulations.results.codecs -->", "<!-- end of codecs -->"
+COMMAND = "python -m simulations.results.codecs"
 
 
 def variants() -> list[Variant]:
@@ -70,7 +71,6 @@ def table(planned: Sequence[PlannedRun]) -> str:
             raise ConfigError(f"{run.folder} has no summary; expected a complete run. Run the script without --no-run.")
         found.setdefault(run.label, []).append(summary)
     rows = [["codec", "accuracy (%)", "less fp32 (points)", "kB up", "of fp32", "kB down", "of fp32"]]
-    rows.append(["---"] * len(rows[0]))
     first = next(iter(found.values()))
     for label, summaries in found.items():
         after = [accuracy - other for accuracy, other in zip(_after(summaries), _after(first), strict=True)]
@@ -79,8 +79,8 @@ def table(planned: Sequence[PlannedRun]) -> str:
             sent, exact = _bytes(summaries, way), _bytes(first, way)
             cells += [f"{sent / 1000:.1f}", f"{100 * sent / exact:.1f} %"]
         rows.append(cells)
-    rows[2][2] = "-"
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+    rows[1][2] = "-"
+    return markdown(rows)
 
 
 def _after(summaries: Sequence[dict[str, Any]]) -> list[float]:
@@ -101,10 +101,24 @@ def main(
     set_up(debug=False, threads=threads)
     planned = plan_runs(RUNS, [(each.label, each.config) for each in variants()], range(seeds))
     if run:
-        run_missing(planned, watching=RunLines(Console()))
-    text = PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n{table(planned)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+        _run_missing(planned)
+    write_tables(PAGE, {"codecs": table(planned)}, COMMAND)
+
+
+def _run_missing(planned: Sequence[PlannedRun]) -> None:
+    """Run what is missing. Runs of one seed have the same rows and share what the frozen layers make of them."""
+    held: int | None = None
+
+    def do(missing: PlannedRun) -> None:
+        nonlocal held
+        if held != missing.seed:
+            client.site.forget_virtual_sites()
+            held = missing.seed
+        began = time.process_time()
+        run_one(missing, None, forget=False)
+        typer.echo(f"{missing.label}, seed {missing.seed}: {time.process_time() - began:.1f} s of CPU")
+
+    do_missing(planned, lambda one: one.summary() is not None, lambda one: one.folder, do)
 
 
 if __name__ == "__main__":
