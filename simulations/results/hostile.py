@@ -42,11 +42,12 @@ WELL_FORMED: tuple[AttackName, ...] = ("denormal_flood", "sign_flip", "scale_100
 
 Guard = Literal["plain", "guarded"]
 
+_TOP = ", ".join(f"layer.{layer}.attention.self.{name}" for layer in (4, 5) for name in ("query", "value"))
 WORK = (
-    "privacy={unit: none}", "training={optimizer: adamw, lr: 5e-3, head_lr: 2e-2, batch_size: 12}",
-    "adapter={rank: 4, alpha: 8}", "federation={rounds: 3}", "evaluation={every: 0, products: false}",
-    "data.max_length=32", "data.max_rows_per_site=24", "data.max_test_rows=200",
-    f"data.partition={{kind: iid, sites: {SITES}}}",
+    "privacy={unit: none}", "training={optimizer: adamw, lr: 1e-2, head_lr: 5e-2, batch_size: 8}",
+    f"adapter={{rank: 4, alpha: 8, target_modules: [{_TOP}]}}", "federation={rounds: 3}",
+    "evaluation={every: 0, products: false}", "data.max_length=32", "data.max_rows_per_site=24",
+    "data.max_test_rows=200", f"data.partition={{kind: iid, sites: {SITES}}}",
 )  # fmt: skip
 """What makes the quickstart's config a run of seconds."""
 
