@@ -10,7 +10,7 @@ from typing import Any
 
 from common.config.run import RunConfig
 from server.events import Observer
-from server.rounds import Outcome
+from server.outcome import Outcome
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from server.control.board import Board
 from server.control.client import ControlClient, connected, operator_credentials
 from server.control.service import SERVICE, ControlService, mutual_tls, served
 from server.control.steered import Settings, Steered, StoppedError
-from server.rounds import Outcome
+from server.outcome import Outcome
 from server.run_place import RunPlace, ask_for_run
 from server.state_folder import StateFolder
 from tests.server.coordinator import LOOPBACK, coordinator, free_port
