@@ -16,6 +16,8 @@ CONNECT_S = 10.0
 LATEST_S, EARLIEST_S = 5.0, 300.0
 """Flower takes a signature whose time is at most this far ahead of the coordinator's clock, or behind it."""
 _ANSWER_BYTES = 65536
+_REQUEST = "POST /v1/fleet/activate-node HTTP/1.1\r\nContent-Length: 0\r\n"
+"""A call without a body, which the SuperLink turns away, with its own clock's Date; the gateway's answers have none."""
 
 
 def check_kit(places: Places) -> str:
@@ -57,7 +59,7 @@ def _ask(kit: Kit) -> tuple[str, float | None]:
         socket.create_connection((kit.host, kit.port), timeout=CONNECT_S) as plain,
         context.wrap_socket(plain, server_hostname=kit.host) as secured,
     ):
-        secured.sendall(f"GET / HTTP/1.1\r\nHost: {kit.host}\r\nConnection: close\r\n\r\n".encode())
+        secured.sendall(f"{_REQUEST}Host: {kit.address}\r\nConnection: close\r\n\r\n".encode())
         received = b""
         while b"\r\n\r\n" not in received and len(received) < _ANSWER_BYTES:
             more = secured.recv(4096)
