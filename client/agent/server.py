@@ -24,7 +24,6 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from client.agent.channel import MOST_SOCKET_BYTES, OPTIONS, SERVICE
 from client.agent.frames import ASKED, cut, join
 from client.agent.permissions import FOLDER_MODE, SOCKET_MODE
-from client.agent.resident import ResidentSite
 from common.errors import ConfigError, RunError, WireError
 
 logger = logging.getLogger(__name__)
@@ -154,6 +153,8 @@ def serve(site_config: Path, socket: Path) -> None:
     Raises:
         FedtuneError: if it cannot begin.
     """
+    from client.agent.resident import ResidentSite
+
     server = AgentServer(ResidentSite(site_config), socket)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
