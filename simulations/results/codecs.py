@@ -70,7 +70,7 @@ def table(planned: Sequence[PlannedRun]) -> str:
         if summary is None:
             raise ConfigError(f"{run.folder} has no summary; expected a complete run. Run the script without --no-run.")
         found.setdefault(run.label, []).append(summary)
-    rows = [["codec", "accuracy (%)", "less fp32 (points)", "kB up", "of fp32", "kB down", "of fp32"]]
+    rows = [["codec", "accuracy (%)", "less fp32 (points)", "kB up", "of fp32", "kB down", "of fp32", "seeds"]]
     first = next(iter(found.values()))
     for label, summaries in found.items():
         after = [accuracy - other for accuracy, other in zip(_after(summaries), _after(first), strict=True)]
@@ -78,7 +78,7 @@ def table(planned: Sequence[PlannedRun]) -> str:
         for way in ("bytes_up", "bytes_down"):
             sent, exact = _bytes(summaries, way), _bytes(first, way)
             cells += [f"{sent / 1000:.1f}", f"{100 * sent / exact:.1f} %"]
-        rows.append(cells)
+        rows.append([*cells, str(len(summaries))])
     rows[1][2] = "-"
     return markdown(rows)
 
