@@ -53,6 +53,11 @@ def expect_control_variates(config: RunConfig) -> None:
             "aggregation.norm_bound_of_median holds updates back until the round's end and their control variates are "
             "taken as they come; expected max_update_norm, or none, with training.control_variates"
         )
+    if config.aggregation.max_weight is not None:
+        raise ValueError(
+            "aggregation.max_weight cuts the weights of the sites that are asked, and the coordinator's control variate "
+            "is a mean over all sites by their own; expected none with training.control_variates"
+        )
     if config.federation.carries:
         raise ValueError(
             "training.control_variates is set and late updates are carried, whose variates are of an adapter that has "

@@ -244,6 +244,7 @@ def test_a_change_that_does_not_follow_is_rejected(
         *(({"aggregation": {"method": name}}, "same coordinates") for name in ("flora", "fedsvd", "rolora", "hetlora")),
         ({"aggregation": {"robust": "median"}}, "bad sites"),
         ({"aggregation": {"norm_bound_of_median": 3.0}}, "as they come"),
+        ({"aggregation": {"max_weight": 0.5, "weights": "examples"}}, "mean over all sites"),
         ({"communication": {"codec": "bf16"}}, "'fp32'"),
         ({"communication": {"down": "int8"}}, "'fp32'"),
         ({"communication": {"top_k": 0.1}}, "'fp32'"),
