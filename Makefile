@@ -5,10 +5,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: simulate test test-quick check lint format bench bench-gpu mutants results lock clean
+.PHONY: simulate federation test test-quick check lint format bench bench-gpu mutants results lock clean
 
 simulate: $(VENV)/.quickstart  ## install, then fine-tune across eight virtual hospital sites
 	$(BIN)/fedtune-sim run configs/quickstart.yaml
+
+federation: $(VENV)/.quickstart  ## a coordinator and three sites on this machine as real processes, with and without DP
+	$(BIN)/python -m simulations.local_federation configs/quickstart.yaml --sites 3
 
 test: $(VENV)/.dev  ## install, then run every test
 	OMP_NUM_THREADS=1 $(PYTEST) tests

@@ -1,0 +1,178 @@
+"""Coordinator and sites as real processes; see ``python -m simulations.local_federation``."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from client.keys import make_key
+from client.places import Places
+from common.config.run import RunConfig
+from common.errors import RunError
+from common.kit import Kit
+from server.flower_commands import BIN
+from server.supervise.service import listens
+from simulations.local_federation.commands import (
+    LOOPBACK,
+    WAIT_S,
+    command,
+    free_ports,
+    json_of,
+    running,
+    wait_for,
+)
+
+Say = Callable[[str], None]
+OVER = ("completed", "stopped", "failed")
+
+
+@dataclass
+class LocalFederation:
+    """A coordinator that is up, and its sites.
+
+    Attributes:
+        folder: with everything in it; its path must be short, for unix sockets.
+        address: host:port of the gateway.
+        say: is told what happens.
+        coordinator: the supervisor's process.
+        sites: the supervisors' processes by site.
+    """
+
+    folder: Path
+    address: str
+    say: Say
+    coordinator: subprocess.Popen[bytes]
+    sites: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def state(self) -> Path:
+        """The coordinator's state folder."""
+        return self.folder / "coordinator"
+
+    def enrol(self, name: str, public_key: Path) -> Path:
+        """Enrol a site at the coordinator and return its kit."""
+        kit = public_key.parent / "coordinator.kit.yaml"
+        command("server", "sites", "add", name, public_key, "--state", self.state)
+        command("server", "sites", "kit", name, "--out", kit, "--state", self.state)
+        return kit
+
+    def wait_until_connected(self) -> None:
+        """Wait until every enrolled site is connected."""
+
+        def connected() -> bool:
+            listed = json_of("server", "sites", "list", "--state", self.state)
+            return all(site["connection"] == "online" for site in listed if site["state"] == "enrolled")
+
+        wait_for(connected, "the sites to connect", [self.coordinator, *self.sites.values()])
+
+    def submit(self, config: Path, *overrides: str) -> str:
+        """Submit a run and return its name."""
+        options = [part for override in overrides for part in ("--set", override)]
+        name: str = json_of("server", "run", config, *options, "--state", self.state)["run"]
+        return name
+
+    def wait_until_over(self, run: str) -> dict[str, Any]:
+        """Wait until a run is over and return its line.
+
+        Raises:
+            RunError: if it was not completed.
+        """
+        said, deadline = 0, time.monotonic() + WAIT_S
+        while True:
+            line = next(run_ for run_ in json_of("server", "runs", "--state", self.state) if run_["run"] == run)
+            if line["completed_rounds"] > said:
+                said, deadline = line["completed_rounds"], time.monotonic() + WAIT_S
+                self.say(f"{run}: round {said}/{line['rounds']}")
+            if line["state"] in OVER:
+                break
+            if time.monotonic() > deadline:
+                raise RunError(f"run {run!r} completed no round in {WAIT_S:g} s; expected one. Look at the logs.")
+            time.sleep(1.0)
+        if line["state"] != "completed":
+            raise RunError(f"run {run!r} ended as {line['state']!r} ({line['reason']}); expected it to be completed.")
+        return dict(line)
+
+    def export(self, run: str) -> Path:
+        """Copy what a run has left and return the folder."""
+        folder = self.folder / "exported" / run
+        command("server", "export", run, "--to", folder, "--state", self.state)
+        return folder
+
+
+@contextlib.contextmanager
+def local_coordinator(folder: Path, name: str, say: Say) -> Iterator[LocalFederation]:
+    """Make a coordinator and keep it up for as long as the context lasts."""
+    public, superlink = free_ports(2)
+    state = folder / "coordinator"
+    command(
+        "server", "init", "--federation", name, "--address", f"{LOOPBACK}:{public}", "--listen", LOOPBACK,
+        "--superlink-port", str(superlink), "--device", "cpu", "--state", state,
+    )  # fmt: skip
+    say(f"coordinator: the gateway is {LOOPBACK}:{public}, the SuperLink {LOOPBACK}:{superlink}")
+    up = [sys.executable, "-m", "server.cli", "up", "--state", state]
+    with running(up, folder / "coordinator.log") as process:
+        wait_for(lambda: listens(public) and listens(superlink), "the coordinator to be up", [process])
+        yield LocalFederation(folder, f"{LOOPBACK}:{public}", say, process)
+
+
+@contextlib.contextmanager
+def real_sites(
+    federation: LocalFederation, config: RunConfig, files: Mapping[str, Path], epsilon: float
+) -> Iterator[None]:
+    """Make sites with agent, policy and ledger, and keep them up for as long as the context lasts.
+
+    Args:
+        federation: that they join.
+        config: whose task, labels and base model they allow.
+        files: private rows by site, each in the folder of its site.
+        epsilon: budget of each.
+    """
+    labels = ",".join(map(str, config.data.labels or ()))
+    with contextlib.ExitStack() as ends:
+        for site, rows in files.items():
+            folder = rows.parent
+            command(
+                "client", "init", folder, "--name", site, "--data", rows, "--task", config.data.task,
+                "--labels", labels, "--model", config.model.source, "--epsilon", str(epsilon),
+                "--delta", str(config.privacy.delta), "--device", "cpu",
+            )  # fmt: skip
+            kit = federation.enrol(site, folder / "keys" / "site.pub")
+            told = Kit.read(kit).fingerprint()  # read out by telephone, where there are two people
+            command("client", "enroll", kit, "--site", folder / "site.yaml", "--fingerprint", told)
+            up = [sys.executable, "-m", "client.cli", "up", folder / "site.yaml"]
+            federation.sites[site] = ends.enter_context(running(up, folder / "up.log"))
+            federation.say(f"{site}: enrolled, with {len(rows.read_text().splitlines())} rows of its own")
+        federation.wait_until_connected()
+        yield
+
+
+@contextlib.contextmanager
+def virtual_nodes(federation: LocalFederation, files: Mapping[str, Path]) -> Iterator[None]:
+    """Connect SuperNodes with keys of their own whose sites are virtual, as in a simulation: no agent, no privacy.
+
+    Real sites take part in no run without noise, so this is how a deployment's adapter is compared with that of a
+    simulation.
+    """
+    with contextlib.ExitStack() as ends:
+        for number, (site, rows) in enumerate(sorted(files.items())):
+            folder = rows.parent
+            places = Places.beside(folder / "site.yaml")
+            make_key(places)
+            federation.enrol(site, places.public_key)
+            node = f"partition-id={number} num-partitions={len(files)}"
+            (port,) = free_ports(1)
+            supernode: list[str | Path] = [
+                BIN / "flower-supernode", "--root-certificates", federation.state / "ca.crt",
+                "--superlink", federation.address,
+                "--auth-supernode-private-key", places.private_key, "--node-config", node, "--port", str(port),
+            ]  # fmt: skip
+            home = {"FLWR_HOME": str(folder / "flower"), "PATH": f"{BIN}:/usr/bin:/bin"}
+            federation.sites[site] = ends.enter_context(running(supernode, folder / "node.log", **home))
+        federation.wait_until_connected()
+        yield

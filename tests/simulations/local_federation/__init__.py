@@ -1,0 +1,1 @@
+"""Tests of simulations/local_federation/."""
