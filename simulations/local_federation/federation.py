@@ -115,7 +115,7 @@ def local_coordinator(folder: Path, name: str, say: Say) -> Iterator[LocalFedera
         "--superlink-port", str(superlink), "--device", "cpu", "--state", state,
     )  # fmt: skip
     say(f"coordinator: the gateway is {LOOPBACK}:{public}, the SuperLink {LOOPBACK}:{superlink}")
-    up = [sys.executable, "-m", "server.cli", "up", "--state", state]
+    up: list[str | Path] = [sys.executable, "-m", "server.cli", "up", "--state", state]
     with running(up, folder / "coordinator.log") as process:
         wait_for(lambda: listens(public) and listens(superlink), "the coordinator to be up", [process])
         yield LocalFederation(folder, f"{LOOPBACK}:{public}", say, process)
@@ -145,7 +145,7 @@ def real_sites(
             kit = federation.enrol(site, folder / "keys" / "site.pub")
             told = Kit.read(kit).fingerprint()  # read out by telephone, where there are two people
             command("client", "enroll", kit, "--site", folder / "site.yaml", "--fingerprint", told)
-            up = [sys.executable, "-m", "client.cli", "up", folder / "site.yaml"]
+            up: list[str | Path] = [sys.executable, "-m", "client.cli", "up", folder / "site.yaml"]
             federation.sites[site] = ends.enter_context(running(up, folder / "up.log"))
             federation.say(f"{site}: enrolled, with {len(rows.read_text().splitlines())} rows of its own")
         federation.wait_until_connected()
