@@ -47,6 +47,9 @@ def run_coordinated(grid: Grid, config: RunConfig, name: str, fence: int) -> Non
     place = RunPlace(state, name)
     place.expect_current(fence)  # also where the name is unknown, before anything is made of it
     with place.lease(fence), _logged(place.log):
+        if place.stop_wish.exists():  # an operator gave the run up before it had begun
+            place.write_outcome(Outcome(fence=fence, ended="stopped"))
+            return
         board = Board(name, config.federation.rounds)
         try:
             steered = Steered(place.steering, config, board)

@@ -237,7 +237,8 @@ def ask_for_run(state: StateFolder, config: RunConfig, *, again: bool = False) -
         raise ConfigError(f"run {config.name!r} was started with another config; expected the same. Choose a new name.")
     place.stop_wish.unlink(missing_ok=True)
     place.steering.unlink(missing_ok=True)
-    place.write(known.model_copy(update={"state": "waiting", "fruitless": 0, "due_s": 0.0, "reason": None}))
+    afresh = {"state": "waiting", "fence": known.fence + 1, "fruitless": 0, "due_s": 0.0, "reason": None}
+    place.write(known.model_copy(update=afresh))  # with another fence, the old outcome counts no more
     return place
 
 

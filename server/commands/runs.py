@@ -34,14 +34,14 @@ def run(
         from server.state_folder import StateFolder
 
         folder = StateFolder.open(state)
-        before = 0
         wanted = load_run_config(config, overrides or ())
         place = ask_for_run(folder, wanted, again=resume)
         before = place.submission().fence
-        while _is_up(folder) and (known := place.submission()).fence == before and not known.over:
-            time.sleep(0.2)
         deadline = time.monotonic() + SUBMIT_S
-        while _is_up(folder) and place.submission().state == "submitting" and time.monotonic() < deadline:
+        while _is_up(folder) and time.monotonic() < deadline:
+            known = place.submission()
+            if known.over or (known.fence > before and known.state != "submitting"):
+                break
             time.sleep(0.2)
         line = run_line(place)
         if as_json:

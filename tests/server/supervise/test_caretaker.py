@@ -201,6 +201,20 @@ def test_run_stopped_while_nobody_works_on_it_is_over(state: StateFolder, place:
     assert not link.carried
 
 
+def test_run_that_was_stopped_is_submitted_again_when_asked_for(state: StateFolder, place: RunPlace) -> None:
+    link = Link()
+    caretaker = Caretaker(state, link)
+    caretaker.look()
+    place.write_outcome(Outcome(fence=1, ended="stopped"))
+    caretaker.look()
+    assert place.submission().state == "stopped"
+    place.stop_wish.touch()
+    ask_for_run(state, run_config(), again=True)
+    caretaker.look()
+    assert place.submission().state == "submitted"
+    assert [values["run-fence"] for values in link.carried] == [1, 3]
+
+
 def test_sites_are_registered_before_runs_are_submitted(state: StateFolder, place: RunPlace) -> None:
     Enrolment(state).add("one", site_key()[1])
     link = Link()
