@@ -44,8 +44,12 @@ def watch(
         folder = StateFolder.open(state)
         place = find_run(folder, name)
         with Live(console=Console(quiet=as_json), refresh_per_second=4) as live:
+            shown: list[dict[str, Any]] = []
 
             def show(view: dict[str, Any]) -> None:
+                if shown == [view]:
+                    return
+                shown[:] = [view]
                 if as_json:
                     sys.stdout.write(json.dumps(view, ensure_ascii=False) + "\n")
                     sys.stdout.flush()
@@ -53,6 +57,7 @@ def watch(
                     live.update(view_table(view))
 
             while not _watched(folder, place, tcp, show):
+                show(run_view(folder, place, tcp=tcp))  # nobody works on it now: what its files say
                 time.sleep(WAIT_POLL_S)
             show(run_view(folder, place))
 
