@@ -17,6 +17,7 @@ from common.config.run import RunConfig
 from common.errors import RunError
 from common.kit import Kit
 from server.flower_commands import BIN
+from server.server_config import load_server_config
 from server.supervise.service import listens
 from simulations.local_federation.commands import (
     LOOPBACK,
@@ -115,10 +116,20 @@ def local_coordinator(folder: Path, name: str, say: Say) -> Iterator[LocalFedera
         "--superlink-port", str(superlink), "--device", "cpu", "--state", state,
     )  # fmt: skip
     say(f"coordinator: the gateway is {LOOPBACK}:{public}, the SuperLink {LOOPBACK}:{superlink}")
+    with coordinator_up(folder) as process:
+        yield LocalFederation(folder, f"{LOOPBACK}:{public}", say, process)
+
+
+@contextlib.contextmanager
+def coordinator_up(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Keep the coordinator of a folder up for as long as the context lasts."""
+    state = folder / "coordinator"
+    config = load_server_config(state / "server.yaml")
     up: list[str | Path] = [sys.executable, "-m", "server.cli", "up", "--state", state]
     with running(up, folder / "coordinator.log") as process:
-        wait_for(lambda: listens(public) and listens(superlink), "the coordinator to be up", [process])
-        yield LocalFederation(folder, f"{LOOPBACK}:{public}", say, process)
+        ports = (config.port, config.superlink_port)
+        wait_for(lambda: all(map(listens, ports)), "the coordinator to be up", [process])
+        yield process
 
 
 @contextlib.contextmanager
