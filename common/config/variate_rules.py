@@ -55,7 +55,7 @@ def expect_control_variates(config: RunConfig) -> None:
         )
     if config.aggregation.max_weight is not None:
         raise ValueError(
-            "aggregation.max_weight cuts the weights of the sites that are asked, and the coordinator's control variate "
+            "aggregation.max_weight cuts the weights of the sites asked, and the coordinator's control variate "
             "is a mean over all sites by their own; expected none with training.control_variates"
         )
     if config.federation.carries:
