@@ -23,7 +23,7 @@ TOKENS_PER_BATCH = {"cpu": 2048}
 """Tokens computed at once; other devices take 16,384."""
 
 
-Personal = Callable[[str], Mapping[str, Tensor]]
+PersonalOf = Callable[[str], Mapping[str, Tensor]]
 """From a site to the tensors that only it has; none where it has none. Asked site after site, so that those of many
 need not be in memory together."""
 
@@ -75,7 +75,7 @@ class Evaluator:
         self._owner = torch.repeat_interleave(torch.tensor([len(part) for part in parts]))
         self._collate = Collator(tokenizer.pad_token_id, model.base.family.padding_side)
 
-    def __call__(self, adapter: Mapping[str, Tensor], personal: Personal | None = None) -> Evaluation:
+    def __call__(self, adapter: Mapping[str, Tensor], personal: PersonalOf | None = None) -> Evaluation:
         """Evaluate ``adapter`` (tensors by saved name); for ``personal`` see :meth:`row_sums`."""
         sums = self.row_sums(adapter, personal)
         by_owner = torch.zeros(len(self.sites), sums.shape[1], dtype=sums.dtype).index_add_(0, self._owner, sums)
@@ -90,7 +90,7 @@ class Evaluator:
         """The site of every row, in the order of :meth:`row_sums`."""
         return tuple(self.sites[index] for index in self._owner.tolist())
 
-    def row_sums(self, adapter: Mapping[str, Tensor], personal: Personal | None = None) -> Tensor:
+    def row_sums(self, adapter: Mapping[str, Tensor], personal: PersonalOf | None = None) -> Tensor:
         """Return what every row adds to the metrics under ``adapter``: float64 [N, len(task.sum_names)].
 
         Args:

@@ -22,8 +22,7 @@ from common.config.run import RunConfig
 from common.data.federated import load_federated_data
 from common.data.token_table import TokenRows
 from common.errors import RunError
-from common.evaluation import Evaluator
-from common.evaluation import Personal as PersonalTensors
+from common.evaluation import Evaluator, PersonalOf
 from common.factors import is_fixed
 from common.methods import kept_names, kept_tensors, personal_names
 from common.models.adapter import AdaptedModel, initial_adapter
@@ -255,7 +254,7 @@ class _Keeper:
         self._folder.log(record)
         self._watch.evaluated(record)
 
-    def _personal(self, number: int, adapter: Tensors) -> PersonalTensors | None:
+    def _personal(self, number: int, adapter: Tensors) -> PersonalOf | None:
         """Return where a site's own tensors are read; None where no method lets it keep any, or nobody can see them."""
         names, kept = personal_names(self._config, adapter), self._settings.personal
         if not names or kept is None:

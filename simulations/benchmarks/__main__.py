@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +15,6 @@ quiet_dependencies()
 
 from common.errors import FedtuneError  # noqa: E402
 from simulations.benchmarks.lines import (  # noqa: E402
-    Line,
     as_json,
     lines_of_before,
     markdown_table,
@@ -52,16 +50,14 @@ def main(
     extent = replace(QUICK if quick else Extent(), **{key: value for key, value in given.items() if value is not None})
     console = wide_console()
     try:
-        by_part: dict[str, list[Line]] = {part: [] for part in PARTS}
-        for line in lines_of_before(out, extent.text()):
-            by_part[line.part].append(line)
+        found = lines_of_before(out, extent.text())
         for part in only or PARTS:
-            by_part[part] = []
+            found = [line for line in found if line.part != part]
             for line in PARTS[part](extent):
                 console.print(f"{line.name}: {line.ours if line.ratio is None else line.ratio:.3g}", highlight=False)
-                by_part[part].append(line)
-            out.write_text(as_json([*chain.from_iterable(by_part.values())], extent.text()), encoding="utf-8")
-        lines = [*chain.from_iterable(by_part.values())]
+                found.append(line)
+            lines = [line for name in PARTS for line in found if line.part == name]
+            out.write_text(as_json(lines, extent.text()), encoding="utf-8")
         console.print(terminal_table(lines, extent.text()))
         if write_docs:
             write_between(PAGE, "bench", f"{extent.text()}.\n\n{markdown_table(lines)}")
