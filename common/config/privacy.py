@@ -79,8 +79,8 @@ class PrivacyConfig(Section):
     loss_bound: Annotated[float, Field(ge=1e-3, le=1e3)] = 4.0
     """Nats that one example's or person's loss is cut to before it is added up for release."""
     sample_rate: Annotated[float, Field(ge=1e-9, le=1)] | None = None
-    """Probability q that a record (or person) is in a step, the same at every site; without it, batch_size over the
-    site's number of them."""
+    """Probability q that a record (or person) is in a step, the same at every site; without it batch_size over the
+    site's number of them, or as much less as makes a round's passes whole."""
     accountant: Literal["prv", "rdp"] = "prv"
     """prv (Gopi et al. 2106.02848) is tight; rdp (Mironov 1702.07476) is faster and looser."""
     site_level: SiteLevelConfig | None = None

@@ -85,9 +85,7 @@ def plan_mechanism(config: RunConfig, num_units: int) -> Mechanism | None:
     if not privacy.is_local:
         return None
     what = "rows" if privacy.unit == "example" else "persons"
-    rate = privacy.sample_rate
-    if rate is None:
-        rate = min(1.0, config.training.batch_size / num_units)
+    rate = default_sample_rate(config, num_units) if privacy.sample_rate is None else privacy.sample_rate
     _expect_small_delta("privacy.delta", privacy.delta, num_units, f"{what} of a site")
     steps = steps_per_round(config, 1.0 / rate)
     total = steps * config.federation.rounds
@@ -105,6 +103,22 @@ def plan_mechanism(config: RunConfig, num_units: int) -> Mechanism | None:
         quantile_share=privacy.used_quantile_share,
         loss_share=privacy.used_loss_share,
     )
+
+
+def default_sample_rate(config: RunConfig, num_units: int) -> float:
+    """Return q where the run config gives none: a batch over the units, or less, so that passes are whole.
+
+    A round of E passes over N units takes ⌈E N / B⌉ steps. With q = E over that number a unit is seen E times a round on
+    average, as without DP; q = B / N would see the last, incomplete batch in full.
+
+    Args:
+        config: the run config.
+        num_units: N, rows or persons at the site.
+    """
+    rate = min(1.0, config.training.batch_size / num_units)
+    if config.training.local_steps is not None:
+        return rate
+    return min(1.0, (config.training.local_epochs or 1.0) / steps_per_round(config, 1.0 / rate))
 
 
 def plan_site_level(config: RunConfig, num_sites: int) -> Mechanism | None:

@@ -5,14 +5,14 @@ from collections.abc import Callable
 import pytest
 from dp_accounting import dp_event
 from dp_accounting.pld import PLDAccountant
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.config.run import RunConfig
 from common.errors import PrivacyError
 from common.privacy.accounting import Segment, calibrate_noise, epsilon_spent, merge
 from common.privacy.claim import privacy_claim
-from common.privacy.planning import plan_mechanism
+from common.privacy.planning import plan_mechanism, steps_per_round
 
 
 def pld_epsilon(segments: list[Segment], delta: float) -> float:
@@ -87,6 +87,20 @@ def test_plan_counts_every_round_and_divides_by_the_expected_batch(make_config: 
     assert 3.98 <= mechanism.epsilon_after(3) <= 4.0
     assert mechanism.epsilon_after(1) < mechanism.epsilon_after(2)
     assert plan_mechanism(make_config(), 40) is None
+
+
+@given(units=st.integers(1, 5000), batch=st.integers(1, 64), epochs=st.sampled_from([0.1, 0.5, 1.0, 1.7, 3.0]))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_planned_passes_are_whole_at_a_rate_of_at_most_a_batch(
+    make_config: Callable[..., RunConfig], units: int, batch: int, epochs: float
+) -> None:
+    privacy = {"unit": "example", "noise_multiplier": 1.0, "delta": 1e-6}
+    config = make_config(privacy=privacy, training={"batch_size": batch, "local_epochs": epochs})
+    mechanism = plan_mechanism(config, units)
+    assert mechanism is not None
+    assert mechanism.sample_rate * mechanism.steps_per_round == pytest.approx(epochs)
+    assert mechanism.sample_rate <= min(1.0, batch / units) * (1 + 1e-6)
+    assert mechanism.steps_per_round == steps_per_round(config, 1.0 / mechanism.sample_rate)
 
 
 def test_plan_with_a_shared_rate_does_not_depend_on_the_site(make_config: Callable[..., RunConfig]) -> None:
