@@ -23,7 +23,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from client.dp.step import DpStep
 from common.codecs.codec import decode, encode, largest_errors
 from common.codecs.packing import Packing
 from common.config.run import RunConfig
@@ -136,6 +135,8 @@ def _step(
     """Return what one DP step of SGD with rate 1 subtracts from the adapter, and undo it."""
     before = model.state()
     parameters = model.train_only(names)
+    from client.dp.step import DpStep  # brings Opacus, which sites without DP need not load
+
     optimizer = torch.optim.SGD(parameters.values(), lr=1.0)
     mechanism = Mechanism(
         noise_multiplier=noise, clip_norm=clip, sample_rate=1.0, expected_batch_size=1.0, steps_per_round=1,

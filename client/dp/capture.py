@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,10 @@ from common.models.layout import Segments, segments
 
 LARGEST_EMBEDDING = 1024
 """Most entries of an embedding that is captured: its per-example gradients are dense, [B, entries, d]."""
+
+Capture = Literal["layers", "hooks", "outside"]
+"""Who leaves per-example gradients on the parameters: the trained layers, or Opacus' hooks where layers cannot be
+captured; Opacus' hooks, the reference; whoever runs the model, for parameters that are not the model's own."""
 
 Layers = Mapping[str, nn.Module]
 """Layers that can be captured, by name."""

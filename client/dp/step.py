@@ -12,14 +12,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from opacus.grad_sample import GradSampleHooks
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
-from client.dp.capture import Layers, NotCapturableError, capturable_layers, captured_gradients
+from client.dp.capture import Capture, Layers, NotCapturableError, capturable_layers, captured_gradients
 from client.dp.clipping import (
     MovingClip,
     ReleasedLoss,
@@ -37,10 +37,6 @@ from common.privacy.planning import Mechanism
 from common.randomness import CryptoStream
 
 logger = logging.getLogger(__name__)
-
-Capture = Literal["layers", "hooks", "outside"]
-"""Who leaves per-example gradients on the parameters: the trained layers, or Opacus' hooks where layers cannot be
-captured; Opacus' hooks, the reference; whoever runs the model, for parameters that are not the model's own."""
 
 
 class _NoisyOptimizer(DPOptimizer):  # type: ignore[misc]

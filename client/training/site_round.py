@@ -14,9 +14,9 @@ from types import TracebackType
 
 from torch import Tensor, nn
 
+from client.dp.capture import Capture
 from client.dp.clipping import MovingClip, ReleasedLoss
 from client.dp.sampling import poisson_batches, shuffled_batches
-from client.dp.step import Capture, DpStep
 from client.site import Site
 from client.training.optimizers import lr_factor, make_optimizer, set_lr
 from client.training.proximal import add_proximal_term
@@ -92,6 +92,8 @@ class SiteRound:
             norm = config.training.max_grad_norm
             self._opened = nullcontext(PlainStep(list(parameters.values()), self._optimizer, norm))
         else:
+            from client.dp.step import DpStep  # brings Opacus, which sites without DP need not load
+
             self._opened = DpStep(
                 model.module, parameters, self._optimizer, mechanism, site.randomness.stream("noise", round_number),
                 model.base.family.batch_first, capture, clip=self._clip, loss=self._released,

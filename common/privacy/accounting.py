@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from opacus.accountants import create_accountant
-
 from common.errors import PrivacyError
 
 TOLERANCE = 0.01
@@ -71,6 +69,8 @@ def _epsilon(segments: tuple[Segment, ...], delta: float, accountant: str) -> fl
         loose = _epsilon(segments, delta, "rdp")
         if loose > _HOPELESS_EPSILON:
             return loose
+    from opacus.accountants import create_accountant  # a third of a process's start, which runs without DP need not pay
+
     engine = create_accountant(mechanism=accountant)
     engine.history = [(s.noise_multiplier, s.sample_rate, s.steps) for s in segments]
     try:

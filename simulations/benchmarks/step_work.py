@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import torch
 
+from client.dp.capture import Capture
 from client.dp.clipping import MovingClip
-from client.dp.step import Capture, DpStep
+from client.dp.step import DpStep
 from client.training.optimizers import make_optimizer
 from client.training.steps import GradientStep, PlainStep
 from common.config.load import dump_run_config, parse_run_config
