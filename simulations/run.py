@@ -57,7 +57,8 @@ def simulate(
     chosen = engine or EngineSettings()
     run_folder = RunFolder(folder)
     chosen = replace(chosen, cohort=cohort_size(chosen.cohort, config, device))
-    with closing(open_engine(chosen, config, len(data.sites), device, {STATE: str(run_folder.sites)})) as running:
+    rows = [len(data.train[site]) for site in data.sites]
+    with closing(open_engine(chosen, config, len(rows), device, {STATE: str(run_folder.sites)}, rows)) as running:
         model = resident_model(config, device)
         expect_sound(config, data, model)
         settings = RunSettings(

@@ -108,8 +108,8 @@ def plan_mechanism(config: RunConfig, num_units: int) -> Mechanism | None:
 def default_sample_rate(config: RunConfig, num_units: int) -> float:
     """Return q where the run config gives none: a batch over the units, or less, so that passes are whole.
 
-    A round of E passes over N units takes ⌈E N / B⌉ steps. With q = E over that number a unit is seen E times a round on
-    average, as without DP; q = B / N would see the last, incomplete batch in full.
+    A round of E passes over N units takes ⌈E N / B⌉ steps. With q = E over that number a unit is seen E times a round,
+    on average, as without DP; q = B / N would see the last, incomplete batch in full.
 
     Args:
         config: the run config.

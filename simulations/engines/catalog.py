@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from common.config.load import dump_run_config
 from common.config.run import RunConfig
 from common.errors import ConfigError
-from simulations.cohort.size import cohort_size
+from simulations.cohort.size import cohort_cut, cohort_size
 from simulations.engines.engine import Engine
 from simulations.engines.inprocess import InProcessEngine
 from simulations.engines.processes import ProcessEngine
 from simulations.engines.settings import EngineSettings, WorkerSettings, device_of
+from simulations.engines.sharing import Cut
 from simulations.engines.site_handler import site_handler
 
 
 def open_engine(
-    settings: EngineSettings, config: RunConfig, nodes: int, device: str = "auto", node: Mapping[str, str] | None = None
-) -> Engine:
+    settings: EngineSettings, config: RunConfig, nodes: int, device: str = "auto",
+    node: Mapping[str, str] | None = None, rows: Sequence[int] = (),
+) -> Engine:  # fmt: skip
     """Return an engine for the virtual sites of a run; whoever takes it closes it.
 
     Workers load their model while the caller goes on.
@@ -30,6 +32,7 @@ def open_engine(
         nodes: number of virtual sites.
         device: to compute on.
         node: further entries of every node's config, such as a folder.
+        rows: of each virtual site, so that work is shared out evenly; empty where they are not known.
 
     Raises:
         ConfigError: for an unknown engine, or one that cannot be had.
@@ -38,25 +41,26 @@ def open_engine(
         make = ENGINES[settings.name]
     except KeyError:
         raise ConfigError(f"--engine is {settings.name!r}; expected one of {', '.join(ENGINES)}.") from None
-    sized = replace(settings, cohort=cohort_size(settings.cohort, config, device))
-    return make(sized, WorkerSettings(dump_run_config(config), nodes, device, node=dict(node or {})))
+    most = cohort_size(settings.cohort, config, device)
+    site = WorkerSettings(dump_run_config(config), nodes, device, node=dict(node or {}), cohort=most)
+    return make(settings, site, cohort_cut(most, config, device, rows))
 
 
-def _in_process(settings: EngineSettings, site: WorkerSettings) -> Engine:
-    return InProcessEngine(site_handler(site.config_yaml, site.nodes, site.device, site.node, settings.cohort or 1))
+def _in_process(settings: EngineSettings, site: WorkerSettings, cut: Cut) -> Engine:
+    return InProcessEngine(site_handler(site.config_yaml, site.nodes, site.device, site.node, site.cohort), cut)
 
 
-def _processes(settings: EngineSettings, site: WorkerSettings) -> Engine:
-    return ProcessEngine(settings.size, _worker_settings(settings, site), settings.cohort or 1)
+def _processes(settings: EngineSettings, site: WorkerSettings, cut: Cut) -> Engine:
+    return ProcessEngine(settings.size, _worker_settings(settings, site), cut)
 
 
-def _ray(settings: EngineSettings, site: WorkerSettings) -> Engine:
+def _ray(settings: EngineSettings, site: WorkerSettings, cut: Cut) -> Engine:
     from simulations.engines.ray_engine import RayEngine
 
     each = _worker_settings(settings, site)
     # Ray shows every actor its own GPU alone, so that each finds it as the first.
     own = (lambda _: each(0)) if site.device == "auto" else each
-    return RayEngine(settings.size, own, settings.threads_each, settings.address, settings.cohort or 1)
+    return RayEngine(settings.size, own, settings.threads_each, settings.address, cut)
 
 
 def _worker_settings(settings: EngineSettings, site: WorkerSettings) -> Callable[[int], WorkerSettings]:
@@ -64,14 +68,12 @@ def _worker_settings(settings: EngineSettings, site: WorkerSettings) -> Callable
 
     def of(number: int) -> WorkerSettings:
         device = device_of(site.device, number)
-        return replace(
-            site, device=device, threads=settings.threads_each, log_level=level, cohort=settings.cohort or 1
-        )  # fmt: skip
+        return replace(site, device=device, threads=settings.threads_each, log_level=level)
 
     return of
 
 
-ENGINES: dict[str, Callable[[EngineSettings, WorkerSettings], Engine]] = {
+ENGINES: dict[str, Callable[[EngineSettings, WorkerSettings, Cut], Engine]] = {
     "inprocess": _in_process,
     "processes": _processes,
     "ray": _ray,

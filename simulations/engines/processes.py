@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from common.errors import RunError
 from simulations.engines.engine import Answer, Request
 from simulations.engines.settings import WorkerSettings
-from simulations.engines.sharing import IN_FLIGHT, Sharing
+from simulations.engines.sharing import IN_FLIGHT, Cut, Sharing
 from simulations.engines.worker_process import WorkerProcess
 
 logger = logging.getLogger(__name__)
@@ -29,12 +29,12 @@ class ProcessEngine:
     Args:
         workers: how many.
         settings: of each worker, by its number from 0.
-        most: most requests of a batch.
+        cut: how requests become batches; one by one if not given.
     """
 
-    def __init__(self, workers: int, settings: Callable[[int], WorkerSettings], most: int = 1) -> None:
+    def __init__(self, workers: int, settings: Callable[[int], WorkerSettings], cut: Cut | None = None) -> None:
         self._settings = settings
-        self._sharing = Sharing(workers, most)
+        self._sharing = Sharing(workers, cut)
         self._failed: list[Answer] = []
         self._workers: list[WorkerProcess] = []
         self._selector = selectors.DefaultSelector()
@@ -97,7 +97,7 @@ class ProcessEngine:
         for depth in range(1, IN_FLIGHT + 1):
             for number, worker in enumerate(self._workers):
                 while worker.most and len(worker.batches) < depth:
-                    batch = self._sharing.batch(number)
+                    batch = self._sharing.batch(number, held=len(worker.batches))
                     if not batch or not worker.give(batch):
                         break
 

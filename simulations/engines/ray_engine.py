@@ -19,7 +19,7 @@ from simulations.engines.frames import FAILURE, Frame, unpack
 from simulations.engines.ray_actor import SiteActor
 from simulations.engines.ray_cluster import RayCluster
 from simulations.engines.settings import WorkerSettings
-from simulations.engines.sharing import IN_FLIGHT, Sharing
+from simulations.engines.sharing import IN_FLIGHT, Cut, Sharing
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ class RayEngine:
         settings: of each, by its number from 0.
         threads: CPU threads of each.
         address: of an existing cluster; None for one of its own.
+        cut: how requests become batches; one by one if not given.
 
     Raises:
         ConfigError: without Ray, or for a cluster that does not fit.
@@ -49,10 +50,10 @@ class RayEngine:
 
     def __init__(
         self, workers: int, settings: Callable[[int], WorkerSettings], threads: int, address: str | None = None,
-        most: int = 1,
+        cut: Cut | None = None,
     ) -> None:  # fmt: skip
         self._settings = settings
-        self._sharing = Sharing(workers, most)
+        self._sharing = Sharing(workers, cut)
         self._failed: list[Answer] = []
         self._actors: list[_Actor] = []
         self._open = True
@@ -113,7 +114,7 @@ class RayEngine:
         for depth in range(1, IN_FLIGHT + 1):
             for number, actor in enumerate(self._actors):
                 while actor.most and len(actor.batches) < depth:
-                    batch = self._sharing.batch(number)
+                    batch = self._sharing.batch(number, held=len(actor.batches))
                     if not batch:
                         break
                     reference = actor.handle.handle.remote([Frame.of(request).pack() for request in batch])

@@ -15,6 +15,8 @@ from types import ModuleType
 
 import psutil
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from common.config.load import dump_run_config
 from common.config.run import RunConfig
@@ -29,7 +31,7 @@ from simulations.engines.frames import Frame, batch_frames, unpack
 from simulations.engines.inprocess import InProcessEngine
 from simulations.engines.processes import ProcessEngine
 from simulations.engines.settings import EngineSettings, WorkerSettings
-from simulations.engines.sharing import Sharing
+from simulations.engines.sharing import Cut, Sharing
 from simulations.grid import VirtualGrid
 from tests.simulations.engines.conftest import SITES, Bench, open_bench, train_requests
 
@@ -182,14 +184,14 @@ def test_handler_is_given_as_many_requests_as_it_takes() -> None:
     engine = InProcessEngine(handler)
     requests = [Request(ticket, 0, "train", b"h", b"p") for ticket in range(1, 8)]
     assert Bench(engine, None).ask(requests).keys() == set(range(1, 8))  # type: ignore[arg-type]
-    assert handler.batches == [[1, 2], [3, 4], [5, 6, 7]]
+    assert handler.batches == [[1, 4, 7], [2, 5], [3, 6]]
 
 
 def test_next_batch_is_not_begun_before_the_last_one_is_taken() -> None:
     handler = Batched()
     engine = InProcessEngine(handler)
     engine.submit([Request(ticket, 0, "train", b"h", b"p") for ticket in range(1, 8)])
-    assert [answer.ticket for _ in range(2) for answer in engine.collect()] == [2, 1]
+    assert [answer.ticket for _ in range(2) for answer in engine.collect()] == [7, 4]
     assert len(handler.batches) == 1
 
 
@@ -209,10 +211,41 @@ def test_sharing_keeps_sites_together_and_lets_an_idle_worker_take_from_others()
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_batches_are_the_same_for_any_number_of_workers(workers: int) -> None:
-    sharing = Sharing(workers, most=4)
+    sharing = Sharing(workers, Cut(most=4))
     sharing.add([request(ticket, ticket) for ticket in range(9)])
     found = [[known.ticket for known in sharing.batch(number % workers)] for number in range(4)]
-    assert sorted(batch for batch in found if batch) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    assert sorted(batch for batch in found if batch) == [[0, 3, 6], [1, 4, 7], [2, 5, 8]]
+
+
+@given(
+    work=st.lists(st.integers(1, 100), min_size=1, max_size=60),
+    most=st.integers(1, 9), multiple=st.sampled_from([1, 2, 4]), known=st.booleans(),
+)  # fmt: skip
+@settings(max_examples=100, deadline=None)
+def test_batches_hold_each_request_once_and_as_much_work_as_each_other(
+    work: list[int], most: int, multiple: int, known: bool
+) -> None:
+    cut = Cut(most, multiple, work if known else ())
+    batches = cut.batches([request(place, place) for place in range(len(work))])
+    assert sorted(one.node for batch in batches for one in batch) == list(range(len(work)))
+    assert all(batch == sorted(batch, key=lambda one: one.ticket) and 1 <= len(batch) <= most for batch in batches)
+    fewest = -(-len(work) // most)
+    assert fewest <= len(batches) < fewest + multiple
+    assert len(batches) % multiple == 0 or len(batches) in (fewest, len(work) // 2) or most == 1
+    if not known:
+        assert max(map(len, batches)) - min(map(len, batches)) <= 1
+    elif max(map(len, batches)) < most:
+        sums = [sum(work[one.node] for one in batch) for batch in batches]
+        assert max(sums) - min(sums) <= max(work)
+
+
+def test_the_last_batch_waits_for_a_worker_that_has_none() -> None:
+    sharing = Sharing(2)
+    sharing.add([request(ticket, 0) for ticket in range(3)])
+    assert sharing.batch(0, held=0)
+    assert sharing.batch(0, held=1)
+    assert sharing.batch(0, held=1) == []
+    assert [one.ticket for one in sharing.batch(1, held=0)] == [2]
 
 
 @pytest.mark.parametrize("payload", [b"", b"x" * 1000])
