@@ -13,7 +13,7 @@ from common.tensors import Tensors, add
 from server.aggregation.catalog import aggregator_of
 from server.aggregation.optimizers import optimized
 from server.aggregation.products import RoundProducts, measure
-from server.aggregation.robust import combine
+from server.aggregation.robust import coefficients, combine
 from server.site_level import SiteLevel
 
 
@@ -88,11 +88,14 @@ class Collected:
 
     def _aggregated(self) -> Tensors:
         count, settings = self.count, self._config.aggregation
+        scale = self._config.adapter.alpha / self._config.adapter.rank
+        held = (settings.robust_sites, self._adapter, self._updates, self._weights, scale)
         if not self._method.linear:
+            if settings.robust != "none":
+                self._state = self._state.weighed(coefficients(settings.robust, *held))
             return self._aggregator.finish(self._state, self._adapter) if count else self._adapter
         if settings.robust != "none":
-            scale = self._config.adapter.alpha / self._config.adapter.rank
-            mean = combine(settings.robust, settings.robust_sites, self._adapter, self._updates, self._weights, scale)
+            mean = combine(settings.robust, *held)
         elif count:
             mean = self._state.mean()
         else:

@@ -91,8 +91,8 @@ class AggregationConfig(Section):
     residual_penalty: Annotated[float, Field(gt=0)] = 0.01
     """λ of lora_fair: the larger, the nearer to the plain average of B."""
     robust: Literal["none", "norm_clip", "median", "trimmed_mean", "geometric_median", "krum", "multi_krum"] = "none"
-    """What a round's aggregate is instead of the weighted mean, so that bad sites cannot move it far; for linear
-    methods. See server/aggregation/robust.py."""
+    """What a round's aggregate is instead of the weighted mean, so that bad sites cannot move it far: krum, multi_krum
+    and geometric_median for every method, the others for linear ones. See server/aggregation/robust.py."""
     robust_sites: Annotated[int, Field(ge=0)] = 1
     """Bad sites in a round that the robust rule must hold against."""
     max_update_norm: Annotated[float, Field(gt=0)] | None = None

@@ -10,6 +10,9 @@ from common.methods import METHODS, method_of
 if TYPE_CHECKING:
     from common.config.run import RunConfig
 
+_OF_UPDATES = ("norm_clip", "median", "trimmed_mean")
+"""Robust rules that make an aggregate of updates; the others weigh whole sites."""
+
 
 def expect_method(config: RunConfig) -> None:
     """Check that the aggregation method makes sense with the rest of the run config.
@@ -37,10 +40,11 @@ def expect_method(config: RunConfig) -> None:
             f"aggregation.server_optimizer {optimizer!r} needs an update in the same coordinates every round, which "
             f"{name!r} does not have; expected one of {_named(optimizable=True)}, or 'none'"
         )
-    if config.aggregation.robust != "none" and not method.linear:
+    if config.aggregation.robust in _OF_UPDATES and not method.linear:
         raise ValueError(
             f"aggregation.robust {config.aggregation.robust!r} takes the place of a weighted mean of updates, which "
-            f"{name!r} does not make; expected one of {_named(linear=True)}, or 'none'"
+            f"{name!r} does not make; expected a rule that weighs sites ('multi_krum', 'krum', 'geometric_median'), "
+            "or 'none'"
         )
     if config.aggregation.robust != "none" and config.privacy.site_level_settings is not None:
         raise ValueError(

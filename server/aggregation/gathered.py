@@ -47,6 +47,10 @@ class Gathered:
         weights = [one.weight for one in self.ordered()]
         return [weight / sum(weights) for weight in weights]
 
+    def weighed(self, weights: Mapping[str, float]) -> Gathered:
+        """Return the contributions of the sites whose weight is not 0, with those weights."""
+        return Gathered({s: Contribution(one.local, weights[s]) for s, one in self.by_site.items() if weights[s] > 0})
+
     def factors(self, layer: str) -> list[Factors]:
         """Return B and A of a layer at every site, in order of site; float64."""
         return [factors_of(one.local, layer) for one in self.ordered()]

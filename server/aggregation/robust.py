@@ -1,4 +1,4 @@
-"""Robust rules: a round's aggregate that some bad sites cannot move far, composed with any linear method.
+"""Robust rules: a round's aggregate that some bad sites cannot move far.
 
 Sites are compared on what they change in the model, U_k = (α/r)(B_k A_k - B A) of every layer beside the updates of the
 tensors that are no factors, as one long vector: a site can hide in its factors, not there. Distances and norms come
@@ -15,6 +15,10 @@ krum               the update whose n - f - 2 nearest are nearest (Blanchard et 
 multi_krum         weighted mean of the n - f - 2 best by that score                                   n >= 2f + 3
 =================  =================================================================================  ==============
 
+Krum, Multi-Krum and the geometric median weigh whole sites: their coefficients are not negative and have sum 1. So they
+compose with every method: one that needs each site's factors takes them as the sites' weights. The others make an
+aggregate of updates, in the place of a linear method's weighted mean.
+
 Median and trimmed mean are of entries, and the entries of a product would be a dense matrix: they are taken of what is
 sent, which under methods with one trained factor are the coordinates of the product in a fixed basis. Both ignore
 weights, as a large declared one would outvote the rest.
@@ -28,7 +32,7 @@ import torch
 from torch import Tensor
 
 from common.errors import RunError
-from common.factors import factors_of, is_factor, layers_of
+from common.factors import A, B, factors_of, is_factor, layers_of, with_rank
 from common.tensors import Tensors
 from server.aggregation.products import inner_products
 
@@ -53,10 +57,10 @@ def expect_enough_sites(rule: str, bad: int, sites: int, where: str) -> None:
 def combine(
     rule: str, bad: int, adapter: Tensors, updates: Mapping[str, Tensors], weights: Mapping[str, float], scale: float
 ) -> Tensors:
-    """Return the robust mean update.
+    """Return the robust mean update, for a linear method.
 
     Args:
-        rule: one of :data:`RULES`.
+        rule: a key of :data:`RULES` or :data:`BY_ENTRY`.
         bad: f, the number of bad sites it must hold against.
         adapter: whole adapter of the round.
         updates: of each site, for what it sent.
@@ -66,32 +70,68 @@ def combine(
     Raises:
         RunError: if the round has too few sites for f.
     """
+    ordered = [updates[site] for site in sorted(updates)]
+    if rule in BY_ENTRY:
+        expect_enough_sites(rule, bad, len(ordered), "the round")
+        return {name: BY_ENTRY[rule](_stack(ordered, name), bad).float() for name in ordered[0]}
+    shares = torch.tensor([*coefficients(rule, bad, adapter, updates, weights, scale).values()], dtype=torch.float64)
+    return {name: torch.einsum("k,k...->...", shares, _stack(ordered, name)).float() for name in ordered[0]}
+
+
+def coefficients(
+    rule: str, bad: int, adapter: Tensors, updates: Mapping[str, Tensors], weights: Mapping[str, float], scale: float
+) -> dict[str, float]:
+    """Return what each site's update counts, in order of site; of sum 1, except under norm_clip.
+
+    Args:
+        rule: a key of :data:`RULES`.
+        bad: f, the number of bad sites it must hold against.
+        adapter: whole adapter of the round.
+        updates: of each site, for what it sent; factors may be of ranks of their own.
+        weights: declared, of each site.
+        scale: α/r.
+
+    Raises:
+        RunError: if the round has too few sites for f.
+    """
     sites = sorted(updates)
     expect_enough_sites(rule, bad, len(sites), "the round")
     share = torch.tensor([weights[site] for site in sites], dtype=torch.float64)
-    ordered = [updates[site] for site in sites]
-    if rule in _BY_ENTRY:
-        return {name: _BY_ENTRY[rule](_stack(ordered, name), bad).float() for name in ordered[0]}
-    gram = change_products(adapter, ordered, scale)
-    coefficients = RULES[rule](gram, share / share.sum(), bad)
-    return {name: torch.einsum("k,k...->...", coefficients, _stack(ordered, name)).float() for name in ordered[0]}
+    gram = change_products(adapter, [updates[site] for site in sites], scale)
+    return dict(zip(sites, RULES[rule](gram, share / share.sum(), bad).tolist(), strict=True))
 
 
 def change_products(adapter: Tensors, updates: Sequence[Tensors], scale: float) -> Tensor:
-    """Return ⟨U_i, U_j⟩ of the sites' changes to the model, float64 [n, n]."""
+    """Return ⟨U_i, U_j⟩ of the sites' changes to the model, float64 [n, n].
+
+    A site of a lower rank was sent the first rows of A and columns of B, and changed their product.
+    """
     count = len(updates)
     gram = torch.zeros(count, count, dtype=torch.float64)
-    minus = torch.cat([-torch.ones(count, 1), torch.eye(count)], dim=1).double()
     for layer in layers_of(adapter):
         own = {name: adapter[name] for name in adapter if name.startswith(f"{layer}.lora_")}
-        local = [{name: v + update[name] if name in update else v for name, v in own.items()} for update in updates]
-        whole = inner_products([factors_of(own, layer), *(factors_of(one, layer) for one in local)])
+        ranks = [_rank(update, layer, len(own[layer + A])) for update in updates]
+        sent = {rank: with_rank(own, rank) for rank in sorted(set(ranks))}
+        local = [
+            {name: v + update[name] if name in update else v for name, v in sent[rank].items()}
+            for rank, update in zip(ranks, updates, strict=True)
+        ]
+        whole = inner_products([factors_of(one, layer) for one in (*sent.values(), *local)])
+        minus = torch.tensor([[-1.0 if rank == base else 0.0 for base in sent] for rank in ranks], dtype=torch.float64)
+        minus = torch.cat([minus, torch.eye(count, dtype=torch.float64)], dim=1)
         gram += scale**2 * (minus @ whole @ minus.T)
     for name in updates[0]:
         if not is_factor(name):
             rows = _stack(updates, name).flatten(1)
             gram += rows @ rows.T
     return gram
+
+
+def _rank(update: Tensors, layer: str, whole: int) -> int:
+    """The rank of a layer's factors in an update; that of the adapter, where it has none of them."""
+    if layer + A in update:
+        return len(update[layer + A])
+    return update[layer + B].shape[1] if layer + B in update else whole
 
 
 def _stack(updates: Sequence[Tensors], name: str) -> Tensor:
@@ -151,7 +191,7 @@ def _trimmed_mean(rows: Tensor, bad: int) -> Tensor:
     return rows.sort(dim=0).values[bad : len(rows) - bad].mean(dim=0)
 
 
-_BY_ENTRY: dict[str, Callable[[Tensor, int], Tensor]] = {"median": _median, "trimmed_mean": _trimmed_mean}
+BY_ENTRY: dict[str, Callable[[Tensor, int], Tensor]] = {"median": _median, "trimmed_mean": _trimmed_mean}
 RULES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
     "norm_clip": _norm_clip, "geometric_median": _geometric_median, "krum": _krum, "multi_krum": _multi_krum,
 }  # fmt: skip

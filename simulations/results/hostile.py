@@ -4,8 +4,7 @@ Run it with ``python -m simulations.results.hostile``. Each cell is a run of the
 two of them hostile, into ``runs/hostile/``; runs that are complete are not repeated, and several processes may work
 side by side. Malformed updates are met by admission, which cannot be turned off. Against the others the rule is
 
-* multi_krum against two bad sites, for linear methods;
-* a bound of three times the cohort's median norm, for those that need every site's factors;
+* multi_krum against two bad sites;
 * a cap on each site's share of the weight, where rows are declared.
 """
 
@@ -39,6 +38,9 @@ WEIGHTS: tuple[AttackName, ...] = ("negative_weight", "huge_weight")
 """Attacks on what sites declare, in a run that is weighted by it."""
 WELL_FORMED: tuple[AttackName, ...] = ("denormal_flood", "sign_flip", "scale_1000", "huge_weight")
 """Attacks that admission alone lets in: for these there is a run with the matching rule, and one without."""
+
+KRUM = ["robust: multi_krum", f"robust_sites: {HOSTILE}"]
+"""The rule that matches hostile updates."""
 
 Guard = Literal["plain", "guarded"]
 
@@ -77,19 +79,12 @@ class Cell:
         """Return what the run changes in the work."""
         rules = [f"method: {self.method}", f"weights: {self.weights}"]
         if self.guard == "guarded":
-            rules += [f"max_weight: {1.2 / SITES:g}"] if self.weights == "examples" else guard_of(self.method)
+            rules += [f"max_weight: {1.2 / SITES:g}"] if self.weights == "examples" else KRUM
         found = (f"aggregation={{{', '.join(rules)}}}",)
         if self.attack is None:
             return found
         share = HOSTILE / SITES
         return (*found, f"simulation={{attacks: [{{name: {self.attack}, share: {share:.6f}}}]}}")
-
-
-def guard_of(method: str) -> list[str]:
-    """Return the keys of the rule that matches hostile updates under a method."""
-    if METHODS[method].linear:
-        return ["robust: multi_krum", f"robust_sites: {HOSTILE}"]
-    return ["norm_bound_of_median: 3"]
 
 
 def cells(methods: Iterable[str], attacks: Sequence[AttackName] = ATTACKS) -> list[Cell]:

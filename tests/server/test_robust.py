@@ -18,10 +18,11 @@ from torch import Tensor
 from common.codecs.codec import decode, encode
 from common.config.run import RunConfig
 from common.errors import ConfigError, RunError
-from common.factors import B, factors_of, layers_of
+from common.factors import B, factors_of, layers_of, with_rank
 from common.methods import METHODS
 from common.tensors import Tensors, manifest_of
-from server.aggregation.robust import change_products, combine, expect_enough_sites, krum_scores
+from server.aggregation.robust import change_products, coefficients, combine, expect_enough_sites, krum_scores
+from server.collected import Collected
 from simulations.engines.settings import EngineSettings
 from simulations.run import simulate
 from tests.server.factor_rounds import HEAD, FactorRound, random_round
@@ -29,6 +30,7 @@ from tests.server.factor_rounds import HEAD, FactorRound, random_round
 RULES = ["norm_clip", "median", "trimmed_mean", "geometric_median", "krum", "multi_krum"]
 SCALE = 2.0
 LINEAR = sorted(name for name, method in METHODS.items() if method.linear and name != "fedsa_lora")
+GATHERING = sorted(name for name, method in METHODS.items() if not method.linear)
 
 
 def changes(current: FactorRound) -> Tensor:
@@ -37,7 +39,8 @@ def changes(current: FactorRound) -> Tensor:
     for site in current.updates:
         local, parts = current.local(site), []
         for layer in layers_of(current.adapter):
-            after, before = factors_of(local, layer), factors_of(current.adapter, layer)
+            after = factors_of(local, layer)
+            before = factors_of(with_rank(current.adapter, after.rank), layer)
             parts.append(SCALE * (after.b @ after.a - before.b @ before.a).flatten())
         rows.append(torch.cat([*parts, current.updates[site][HEAD].double().flatten()]))
     return torch.stack(rows)
@@ -50,6 +53,13 @@ def combined(rule: str, bad: int, current: FactorRound) -> Tensors:
 @pytest.mark.parametrize("method", LINEAR)
 def test_inner_products_are_those_of_the_dense_changes(method: str) -> None:
     current = random_round(method, 9, 7, [2] * 5, 3)
+    dense = changes(current)
+    torch.testing.assert_close(change_products(current.adapter, list(current.updates.values()), SCALE), dense @ dense.T)
+
+
+@pytest.mark.parametrize("method", [name for name in GATHERING if METHODS[name].mixed_ranks])
+def test_inner_products_of_sites_with_ranks_of_their_own_are_those_of_the_dense_changes(method: str) -> None:
+    current = random_round(method, 9, 7, [2, 4, 1, 4, 3], 3)
     dense = changes(current)
     torch.testing.assert_close(change_products(current.adapter, list(current.updates.values()), SCALE), dense @ dense.T)
 
@@ -92,6 +102,29 @@ def test_two_of_seven_sites_cannot_move_the_aggregate_far(rule: str, factor: flo
     plain = distance({n: torch.stack([u[n] for u in hostile.values()]).mean(dim=0) for n in base})
     assert plain > 100
     assert got < (0.7 if rule == "norm_clip" else 0.2)
+
+
+@pytest.mark.parametrize("rule", ["krum", "multi_krum", "geometric_median"])
+@pytest.mark.parametrize("method", GATHERING)
+def test_method_that_needs_all_factors_takes_a_rules_weights(
+    make_config: Callable[..., RunConfig], method: str, rule: str
+) -> None:
+    current = random_round(method, 6, 5, [2] * 7, 2)
+    hostile = {n: -1000.0 * v for n, v in current.updates["site 2"].items()}
+    spoilt = FactorRound(current.adapter, current.updates | {"site 2": hostile}, current.weights)
+    config = make_config(aggregation={"method": method, "robust": rule}, adapter={"rank": 2, "alpha": 2 * SCALE})
+    collected = Collected(1, spoilt.adapter, config, None, {})
+    for site in reversed(spoilt.updates):
+        collected.add(site, 2, spoilt.updates[site], spoilt.weights[site])
+    found = collected.aggregated()
+
+    shares = coefficients(rule, 1, spoilt.adapter, spoilt.updates, spoilt.weights, SCALE)
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert shares["site 2"] < (1e-3 if rule == "geometric_median" else 1e-12)
+    kept = {site: update for site, update in spoilt.updates.items() if shares[site] > 0}
+    assert len(kept) == {"krum": 1, "multi_krum": 4, "geometric_median": 7}[rule]
+    wanted = FactorRound(spoilt.adapter, kept, shares).aggregate(method)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 def test_krum_is_flowers_where_that_is_exact_enough() -> None:

@@ -13,7 +13,7 @@ from common.config.simulation import AttackName
 from common.methods import METHODS
 from common.run_folder import RunFolder
 from common.tensors import is_finite
-from simulations.results.hostile import ATTACKS, SITES, WELL_FORMED, Cell, cells, config_of, guard_of, shown
+from simulations.results.hostile import ATTACKS, HOSTILE, SITES, WELL_FORMED, Cell, cells, config_of, shown
 from simulations.run import simulate
 from tests.simulations.faults.test_attacks import REJECTED
 from tests.simulations.test_run import adapter_of
@@ -80,10 +80,7 @@ def test_grid_has_every_attack_under_every_method_and_its_rule_where_there_is_on
     assert len(ATTACKS) == 18  # seventeen, with a declared weight that is negative or huge
     for cell in (Cell(method, "sign_flip", "guarded") for method in METHODS):
         settings = config_of(cell).aggregation
-        assert (settings.robust, settings.norm_bound_of_median) == (
-            ("multi_krum", None) if METHODS[cell.method].linear else ("none", 3.0)
-        )
-        assert guard_of(cell.method)
+        assert (settings.robust, settings.robust_sites) == ("multi_krum", HOSTILE)
     weighted = config_of(Cell("fedit", "huge_weight", "guarded", "examples"))
     assert weighted.aggregation.max_weight == pytest.approx(1.2 / SITES)
 
