@@ -10,7 +10,6 @@ The set-up is small so that two cores finish in minutes: eight sites of 64 messa
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -18,12 +17,11 @@ from typing import Annotated, Any
 
 import typer
 
-import client.site
 from common.errors import ConfigError
 from simulations.commands.options import set_up
 from simulations.results.page import markdown, write_tables
 from simulations.study.intervals import over_seeds
-from simulations.study.runs import PlannedRun, do_missing, plan_runs, run_one
+from simulations.study.runs import PlannedRun, plan_runs, run_missing, timed
 from simulations.study.shown import mean_and_half, signed_interval
 from simulations.study.variants import Variant, parse_variants
 
@@ -101,24 +99,8 @@ def main(
     set_up(debug=False, threads=threads)
     planned = plan_runs(RUNS, [(each.label, each.config) for each in variants()], range(seeds))
     if run:
-        _run_missing(planned)
+        run_missing(planned, watching=timed, keep=True)
     write_tables(PAGE, {"codecs": table(planned)}, COMMAND)
-
-
-def _run_missing(planned: Sequence[PlannedRun]) -> None:
-    """Run what is missing. Runs of one seed have the same rows and share what the frozen layers make of them."""
-    held: int | None = None
-
-    def do(missing: PlannedRun) -> None:
-        nonlocal held
-        if held != missing.seed:
-            client.site.forget_virtual_sites()
-            held = missing.seed
-        began = time.process_time()
-        run_one(missing, None, forget=False)
-        typer.echo(f"{missing.label}, seed {missing.seed}: {time.process_time() - began:.1f} s of CPU")
-
-    do_missing(planned, lambda one: one.summary() is not None, lambda one: one.folder, do)
 
 
 if __name__ == "__main__":

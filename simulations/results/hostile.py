@@ -117,7 +117,7 @@ def do(cell: Cell, runs: Path, console: Console) -> None:
     if ended(run) is not None:
         return
     try:
-        run_missing([run], watching=RunLines(console))
+        run_missing([run], watching=RunLines(console), keep=True)
     except FedtuneError as error:
         run.folder.with_suffix(".ended.txt").write_text(f"{error}\n", encoding="utf-8")
 

@@ -11,21 +11,18 @@ the next. See :mod:`simulations.results.method_grid` for what is run.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-import client.site
-from common.config.data import DataConfig
 from common.console import one_line_errors
 from common.errors import ConfigError
 from simulations.commands.options import set_up
 from simulations.results.method_grid import ROOT, RUNS, SIZES, cells
 from simulations.results.method_tables import read_findings, tables
 from simulations.results.page import write_tables
-from simulations.study.runs import PlannedRun, do_missing, run_one
+from simulations.study.runs import run_missing, timed
 
 PAGE = ROOT / "docs" / "methods.md"
 COMMAND = "python -m simulations.results.methods"
@@ -46,26 +43,9 @@ def main(
             raise ConfigError(f"--size is {size!r}; expected one of {', '.join(SIZES)}.")
         chosen = [cell for cell in cells(size) if only in f"{cell.federation} {cell.privacy} {cell.method}"]
         if run:
-            run_grid([cell.run(seed, runs) for seed in range(seeds) for cell in chosen])
+            run_missing([cell.run(seed, runs) for seed in range(seeds) for cell in chosen], watching=timed, keep=True)
         if not only:
             write_tables(PAGE, tables(read_findings(size, chosen, range(seeds), runs)), COMMAND)
-
-
-def run_grid(planned: list[PlannedRun]) -> None:
-    """Run what is not complete; what the lower blocks make of the rows is kept while the data stay the same."""
-    held: tuple[DataConfig, int] | None = None
-
-    def do(missing: PlannedRun) -> None:
-        nonlocal held
-        data = (missing.config.data, missing.seed)
-        if held != data:
-            client.site.forget_virtual_sites()
-            held = data
-        began = time.process_time()
-        run_one(missing, None, forget=False)
-        typer.echo(f"{missing.label}, seed {missing.seed}: {time.process_time() - began:.1f} s of CPU")
-
-    do_missing(planned, lambda one: one.summary() is not None, lambda one: one.folder, do)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import typer
+
 import client.site
+from common.config.data import DataConfig
 from common.config.load import load_run_config
 from common.config.run import RunConfig
 from common.errors import ConfigError, RunError
@@ -114,18 +117,41 @@ def plan_runs(folder: Path, configs: Sequence[tuple[str, RunConfig]], seeds: Seq
     ]
 
 
-def run_missing(planned: Sequence[PlannedRun], *, compute: Compute = HERE, watching: Watching = unwatched) -> None:
+def run_missing(
+    planned: Sequence[PlannedRun], *, compute: Compute = HERE, watching: Watching = unwatched, keep: bool = False
+) -> None:
     """Run what is not complete; what another process is at is waited for, and taken over should that process end.
+
+    Args:
+        planned: in the order to run them.
+        compute: on what.
+        watching: who is told of each.
+        keep: whether what the lower blocks make of the rows is kept while the data stay the same, also for a next
+            call. Sites, and the models they hold, pile up: for runs that have one model.
 
     Raises:
         FedtuneError: for whatever keeps a run from completing; complete runs and checkpoints are kept.
     """
+    held: tuple[DataConfig, int] | None = None
 
     def run(missing: PlannedRun) -> None:
+        nonlocal held
+        data = (missing.config.data, missing.seed)
+        if held not in (None, data):
+            client.site.forget_virtual_sites()
+        held = data
         with watching(missing) as observer:
-            run_one(missing, observer, compute)
+            run_one(missing, observer, compute, forget=not keep)
 
     do_missing(planned, lambda one: one.summary() is not None, lambda one: one.folder, run)
+
+
+@contextmanager
+def timed(run: PlannedRun) -> Iterator[Observer]:
+    """Watch nothing of a run, and print the CPU seconds it took."""
+    began = time.process_time()
+    yield Observer()
+    typer.echo(f"{run.label}, seed {run.seed}: {time.process_time() - began:.1f} s of CPU")
 
 
 def do_missing(
