@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from common.config.run import RunConfig
-from common.errors import RunError
+from common.errors import FedtuneError, RunError
 from common.methods import expect_rank
 from common.privacy.accounting import Segment, epsilon_spent
 from common.privacy.planning import steps_per_round
 from common.randomness import numpy_generator
 from common.wire import SiteDescription
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,77 +51,98 @@ class Member:
         return float(self.description.num_examples or 0)
 
 
-def expect_enrolled(
-    described: Mapping[int, SiteDescription],
-    left_out: Mapping[int, str],
-    enrolled: Mapping[int, str],
-    config: RunConfig,
-) -> tuple[dict[int, SiteDescription], dict[int, str]]:
-    """Leave out the nodes that call themselves otherwise than their keys were enrolled: a site speaks for itself alone.
-
-    Args:
-        described: descriptions by node id.
-        left_out: reasons by node id of those left out already.
-        enrolled: names by node id.
-        config: the run config.
-
-    Returns:
-        Both, with those nodes moved from one to the other.
-
-    Raises:
-        RunError: if fewer than ``federation.min_sites`` remain.
-    """
-    kept = {node: told for node, told in described.items() if enrolled.get(node) == told.site}
-    reasons = dict.fromkeys(described.keys() - kept.keys(), "it calls itself otherwise than its key was enrolled")
-    if len(kept) < config.federation.min_sites:
-        raise RunError(
-            f"{len(kept)} sites call themselves as they were enrolled; expected at least {config.federation.min_sites} "
-            "(federation.min_sites). The name in a site's config must be the one of its kit."
-        )
-    return kept, {**left_out, **reasons}
-
-
 def admit_members(
-    descriptions: Mapping[int, SiteDescription], config: RunConfig, base: str, initial: str
-) -> dict[str, Member]:
-    """Check descriptions and return the members by site name, sorted.
+    descriptions: Mapping[int, SiteDescription],
+    config: RunConfig,
+    base: str,
+    initial: str,
+    enrolled: Mapping[int, str] | None = None,
+) -> tuple[dict[str, Member], dict[int, str]]:
+    """Check what sites said of themselves.
+
+    Left out are sites with another base model or initial adapter, without a declaration that the run needs, whose
+    mechanism does not keep the budget, or that cannot hold the run's rank; those that call themselves otherwise than
+    their keys were enrolled, as a site speaks for itself alone; two that have one name, as neither can be believed; and
+    virtual sites among real ones.
 
     Args:
         descriptions: by node id.
         config: the run config.
         base: fingerprint of the coordinator's base model.
         initial: fingerprint of the initial adapter.
+        enrolled: names by node id, where each site has a key of its own.
+
+    Returns:
+        The members by site name, sorted, and the reasons of the other nodes.
+    """
+    own = {node: told for node, told in descriptions.items() if enrolled is None or enrolled.get(node) == told.site}
+    names = Counter(told.site for told in own.values())
+    real = any(not told.seeded for told in own.values())
+    members: dict[str, Member] = {}
+    left_out: dict[int, str] = {}
+    for node, description in descriptions.items():
+        site = description.site
+        try:
+            if node not in own:
+                raise RunError(
+                    "a site calls itself otherwise than its key was enrolled; expected the name of its kit. Correct "
+                    "its site config."
+                )
+            if names[site] > 1:
+                raise RunError(f"two nodes call themselves {site!r}; expected one. Rename or stop one of them.")
+            if description.seeded and real:
+                raise RunError(
+                    f"site {site!r} draws its noise from the run's seed and others do not; expected virtual sites or "
+                    "real ones, not both. Run them apart."
+                )
+            _expect_same_model(description, base, initial)
+            _expect_mechanism(description, config)
+            if config.aggregation.weights == "examples" and description.num_examples is None:
+                raise RunError(f"site {site!r} declares no number of rows; expected one for weights 'examples'.")
+            member = Member(node, description)
+            member.rank(config)
+        except FedtuneError as error:
+            left_out[node] = str(error)
+        else:
+            members[site] = member
+    return dict(sorted(members.items())), left_out
+
+
+def expect_members(members: int, left_out: Mapping[int, str], config: RunConfig, *, everyone: bool = False) -> None:
+    """Say who is left out, and check that enough are not.
+
+    Args:
+        members: their number.
+        left_out: reasons by node id.
+        config: the run config.
+        everyone: whether none may be left out.
 
     Raises:
-        RunError: for another base model, another initial adapter, two sites of one name, a missing declaration,
-            a mechanism that does not keep the budget.
+        RunError: if fewer than ``federation.min_sites`` can take part.
     """
-    members: dict[str, Member] = {}
-    for node_id, description in descriptions.items():
-        site = description.site
-        if site in members:
-            raise RunError(f"two nodes call themselves {site!r}; expected one. Rename or stop one of them.")
-        if description.base_fingerprint != base:
-            raise RunError(
-                f"site {site!r} has base model {description.base_fingerprint[:12]}; expected {base[:12]}. "
-                "Install the same weights there."
-            )
-        if description.initial_fingerprint != initial:
-            raise RunError(
-                f"site {site!r} derives another initial adapter from the seed; expected the same. "
-                "Install the same versions of torch and fedtune there."
-            )
-        _expect_mechanism(description, config)
-        if config.aggregation.weights == "examples" and description.num_examples is None:
-            raise RunError(f"site {site!r} declares no number of rows; expected one for weights 'examples'.")
-        members[site] = Member(node_id, description)
-        members[site].rank(config)
-    if len({member.description.seeded for member in members.values()}) > 1:
+    if everyone and left_out:
+        raise RunError(next(iter(left_out.values())))
+    for node, reason in left_out.items():
+        logger.warning("node %s is left out of the run: %s", node, reason)
+    if members < config.federation.min_sites:
+        first = "".join(f" First of {len(left_out)} left out: {reason}" for reason in [*left_out.values()][:1])
         raise RunError(
-            "some sites draw their noise from the run's seed and some do not; expected virtual sites or real ones, not "
-            "both. Run them apart."
+            f"{members} sites can take part; expected at least {config.federation.min_sites} "
+            f"(federation.min_sites).{first}"
         )
-    return dict(sorted(members.items()))
+
+
+def _expect_same_model(description: SiteDescription, base: str, initial: str) -> None:
+    if description.base_fingerprint != base:
+        raise RunError(
+            f"site {description.site!r} has base model {description.base_fingerprint[:12]}; expected {base[:12]}. "
+            "Install the same weights there."
+        )
+    if description.initial_fingerprint != initial:
+        raise RunError(
+            f"site {description.site!r} derives another initial adapter from the seed; expected the same. "
+            "Install the same versions of torch and fedtune there."
+        )
 
 
 def _expect_mechanism(description: SiteDescription, config: RunConfig) -> None:

@@ -33,7 +33,7 @@ from common.tensors import Manifest, Tensors, fingerprint, manifest_of
 from server.aggregation.robust import expect_enough_sites
 from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from server.clock import Clock, WallClock
-from server.cohort import Member, admit_members, expect_enrolled, number_closing
+from server.cohort import Member, admit_members, expect_members, number_closing
 from server.events import Observer
 from server.model_card import model_card
 from server.progress import Progress
@@ -68,6 +68,7 @@ class RunSettings:
         steering: asked before each round.
         enrolled: names of the sites by node id, where each has a key of its own: a node that calls itself otherwise is
             left out.
+        everyone: whether a site that cannot take part ends the run, rather than being left out.
     """
 
     folder: RunFolder
@@ -81,6 +82,7 @@ class RunSettings:
     settle: Callable[[], None] | None = None
     steering: Steering = field(default_factory=Steering)
     enrolled: Mapping[int, str] | None = None
+    everyone: bool = False
 
 
 def run_federation(
@@ -100,9 +102,9 @@ def run_federation(
     model = resident_model(config, settings.device)
     start = initial_adapter(model, config.seed)
     described, left_out = describe_sites(grid, wait_for_nodes(grid, config), config, settings.clock)
-    if settings.enrolled is not None:
-        described, left_out = expect_enrolled(described, left_out, settings.enrolled, config)
-    members = admit_members(described, config, model.base.fingerprint, fingerprint(start))
+    members, unfit = admit_members(described, config, model.base.fingerprint, fingerprint(start), settings.enrolled)
+    left_out |= unfit
+    expect_members(len(members), left_out, config, everyone=settings.everyone)
     rule = config.aggregation.robust
     asked = number_closing(config) or config.federation.sites_per_round or len(members)
     if rule != "none":

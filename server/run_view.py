@@ -35,7 +35,7 @@ def round_lines(place: RunPlace) -> list[dict[str, Any]]:
 
 
 def run_view(state: StateFolder, place: RunPlace, *, tcp: bool = False) -> dict[str, Any]:
-    """Return where a run stands with the names of RunView in control.proto, and its submission.
+    """Return where a run stands with the names of RunView in control.proto, its submission, and who was left out.
 
     Args:
         state: the state folder.
@@ -48,10 +48,16 @@ def run_view(state: StateFolder, place: RunPlace, *, tcp: bool = False) -> dict[
 
         try:
             with connected(state, place, state.config(), tcp=tcp) as client:
-                return {**client.status(), "submission": line}
+                return {**client.status(), "left_out": _left_out(place), "submission": line}
         except RunError:
             pass  # it is just starting or ending: what it wrote down counts
-    return {**_from_files(place), "submission": line}
+    return {**_from_files(place), "left_out": _left_out(place), "submission": line}
+
+
+def _left_out(place: RunPlace) -> list[str]:
+    """Return why sites that were connected take no part in the run, as it was found when it last started."""
+    starts = list(place.folder.iterate_records("start"))
+    return list(starts[-1].get("left_out", {}).values()) if starts else []
 
 
 def _from_files(place: RunPlace) -> dict[str, Any]:

@@ -64,6 +64,7 @@ def simulate(
         settings = RunSettings(
             run_folder, resume=resume, device=device, engine=chosen.label(), test=data.test,
             clock=IdleClock(), personal=_personal(run_folder.sites), settle=virtual_states(run_folder.sites).sync,
+            everyone=config.simulation is None or not config.simulation.attacks,
         )  # fmt: skip
         grid = VirtualGrid(running, len(data.sites), watch)
         around, settings = with_faults(grid, config, data.sites, model, FIRST_NODE_ID, settings)

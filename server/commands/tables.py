@@ -37,8 +37,9 @@ def view_table(view: dict[str, Any]) -> Table:
             size(site["bytes_up"]), size(site["bytes_down"]),
         )  # fmt: skip
     left = len(view["sites"]) - MOST_SITES_SHOWN
-    if left > 0:
-        table.caption = f"and {left:,} more sites; --json lists all"
+    notes = [f"and {left:,} more sites; --json lists all"] if left > 0 else []
+    notes += [f"left out: {escape(reason)}" for reason in view.get("left_out", ())]
+    table.caption = "\n".join(notes) or None
     return table
 
 

@@ -17,7 +17,7 @@ from common.errors import RunError, WireError
 from common.tensors import Tensors
 from common.wire import MechanismReport, Refusal, SiteDescription, TrainReply, TrainRequest, header_bytes, parse_header
 from server.admission import Admission
-from server.cohort import Member, admit_members, sample_cohort
+from server.cohort import Member, admit_members, expect_members, sample_cohort
 from server.rounds import Round
 
 BASE, OTHER = "a" * 64, "b" * 64
@@ -188,8 +188,9 @@ def test_record_counts_the_bytes_that_were_sent(make_config: Callable[..., RunCo
 
 def test_virtual_and_real_sites_do_not_mix(make_config: Callable[..., RunConfig]) -> None:
     mixed = {1: description("one"), 2: description("two", seeded=False)}
-    with pytest.raises(RunError, match="virtual sites or real ones"):
-        admit_members(mixed, make_config(), BASE, OTHER)
+    members, left_out = admit_members(mixed, make_config(), BASE, OTHER)
+    assert list(members) == ["two"]
+    assert "virtual sites or real ones" in left_out[1]
 
 
 @pytest.mark.parametrize(
@@ -202,12 +203,29 @@ def test_virtual_and_real_sites_do_not_mix(make_config: Callable[..., RunConfig]
         ({"site": "two"}, "two nodes"),
     ],
 )
-def test_member_that_does_not_fit_is_refused(
+def test_member_that_does_not_fit_is_left_out(
     make_config: Callable[..., RunConfig], changes: dict[str, Any], rule: str
 ) -> None:
     config = make_config(aggregation={"weights": "examples"})
+    told = {1: description("one", **changes), 2: description("two"), 3: description("three")}
+    members, left_out = admit_members(told, config, BASE, OTHER)
+    assert rule in left_out[1]
+    assert list(members) == (["three"] if changes.get("site") == "two" else ["three", "two"])
+    expect_members(len(members), left_out, config)
     with pytest.raises(RunError, match=rule):
-        admit_members({1: description("one", **changes), 2: description("two")}, config, BASE, OTHER)
+        expect_members(len(members), left_out, config, everyone=True)
+    with pytest.raises(RunError, match=f"0 sites can take part; expected at least 1 .* First of .* left out: .*{rule}"):
+        expect_members(0, left_out, config)
+
+
+def test_site_speaks_for_itself_alone(make_config: Callable[..., RunConfig]) -> None:
+    told = {1: description("one"), 2: description("two"), 3: description("one")}
+    members, left_out = admit_members(told, make_config(), BASE, OTHER, {1: "one", 2: "two", 3: "hostile"})
+    assert {name: member.node_id for name, member in members.items()} == {"one": 1, "two": 2}
+    assert "otherwise than its key was enrolled" in left_out[3]
+    members, left_out = admit_members(told, make_config(), BASE, OTHER)
+    assert list(members) == ["two"]
+    assert left_out.keys() == {1, 3}
 
 
 def test_cohort_repeats_and_varies_by_round(make_config: Callable[..., RunConfig]) -> None:

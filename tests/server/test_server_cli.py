@@ -136,7 +136,7 @@ def test_complete_rounds_are_read_from_the_run_folder(asked: Coordinator) -> Non
     place.folder.checkpoint.mkdir(parents=True)
     (place.folder.checkpoint / "state.json").write_text('{"round": 1}')
     site = {"status": "admitted", "reason": None, "bytes_up": 7, "bytes_down": 5, "mechanism": None}
-    place.folder.log({"kind": "start", "sites": ["a", "b"]})
+    place.folder.log({"kind": "start", "sites": ["a", "b"], "left_out": {"7": "a site refused to take part"}})
     place.folder.log({"kind": "round", "round": 1, "sites": {"a": site}, "seconds": {"total": 2.0}})
     place.folder.log({"kind": "evaluation", "round": 1, "metrics": {"overall": {"loss": 0.5}}})
     (record,) = asked.values("rounds", "tiny")
@@ -144,4 +144,6 @@ def test_complete_rounds_are_read_from_the_run_folder(asked: Coordinator) -> Non
     view = asked.values("status", "tiny")
     assert (view["completed_rounds"], view["bytes_up"], view["metrics"]) == (1, 7, {"loss": 0.5})
     assert [(one["site"], one["status"]) for one in view["sites"]] == [("a", "admitted"), ("b", "idle")]
+    assert view["left_out"] == ["a site refused to take part"]
+    assert "left out: a site refused" in asked.says("status", "tiny")
     assert "admitted" in asked.says("rounds", "tiny")

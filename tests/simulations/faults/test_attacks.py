@@ -162,7 +162,7 @@ def test_run_that_is_left_with_too_few_sites_ends_with_the_reason(
     make_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     config = make_config(simulation=attack_of("negative_weight"), federation={"min_sites": 3})
-    with pytest.raises(RunError, match=r"2 sites described themselves usably; expected at least 3 .*num_examples"):
+    with pytest.raises(RunError, match=r"2 sites can take part; expected at least 3 .*num_examples"):
         simulate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -198,7 +198,9 @@ class Hesitant(VirtualGrid):
         return super().pull_messages(message_ids) if self.pulls % 3 else []
 
 
-def newest_first(settings: EngineSettings, config: RunConfig, nodes: int, device: str, node: Any) -> NewestFirst:
+def newest_first(
+    settings: EngineSettings, config: RunConfig, nodes: int, device: str, node: Any, rows: Sequence[int]
+) -> NewestFirst:
     return NewestFirst(site_handler(dump_run_config(config), nodes, device, node))
 
 
