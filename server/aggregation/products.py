@@ -11,6 +11,10 @@ method made of them, with what it added to the correction. Then
 Norms are over all layers together. All follow from one matrix of inner products of P_0, ..., P_K, N, and an inner
 product of products needs no product: ⟨BA, B'A'⟩ = Σ (BᵀB') ∘ (AA'ᵀ), in float64. By cancellation, an error or a drift
 below about 1e-7 of ‖M‖ is not told from 0. The factors are those without the scale α/r.
+
+That matrix grows with the square of the number of sites. Of more than :data:`MOST_PAIRED` the same measures follow from
+each site's own norm, from ‖M‖² and ‖N - M‖², and from drift² = Σ w ‖P_k‖² - ‖M‖²; cosines are then of the pairs among
+so many sites, evenly spaced in order of name.
 """
 
 from __future__ import annotations
@@ -22,11 +26,14 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from common.factors import Factors, factors_of, fixed_of, layers_of, stacked
+from common.factors import Factors, factors_of, fixed_of, layers_of, product_norm, stacked
 from common.tensors import Tensors
 
 _RESOLUTION = 1e-14
 """Squared norms below this share of the largest inner product are rounding: taken as 0."""
+
+MOST_PAIRED = 32
+"""Most sites of which every pair is looked at."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +75,26 @@ def measure(
     sites, layers = sorted(local), layers_of(before)
     if not layers or not sites:
         return None
-    count = len(sites)
-    gram = torch.zeros(count + 2, count + 2, dtype=torch.float64)
-    for layer in layers:
-        made = stacked([_total(after, layer), fixed_of(before, layer)], [1.0, -1.0])
-        gram += inner_products([factors_of(before, layer), *(factors_of(local[site], layer) for site in sites), made])
     share = torch.tensor([weights[site] for site in sites], dtype=torch.float64)
     share /= share.sum()
-    return _measured(sites, gram, share)
+    rounds = [
+        _LayerRound(
+            factors_of(before, layer),
+            [factors_of(local[site], layer) for site in sites],
+            stacked([_total(after, layer), fixed_of(before, layer)], [1.0, -1.0]),
+        )
+        for layer in layers
+    ]
+    return (_measured if len(sites) <= MOST_PAIRED else _measured_of_many)(sites, rounds, share)
+
+
+@dataclass(frozen=True)
+class _LayerRound:
+    """The products of a layer in a round: P_0, each P_k, and N."""
+
+    first: Factors
+    own: list[Factors]
+    made: Factors
 
 
 def _total(adapter: Mapping[str, Tensor], layer: str) -> Factors:
@@ -91,8 +110,58 @@ def inner_products(products: Sequence[Factors]) -> Tensor:
     return entries.new_zeros(len(products), len(products)).index_add_(1, owner, rows)
 
 
-def _measured(sites: list[str], gram: Tensor, share: Tensor) -> RoundProducts:
+def _measured_of_many(sites: list[str], rounds: list[_LayerRound], share: Tensor) -> RoundProducts:
+    count = len(sites)
+    own, with_first = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
+    first, mean, error = 0.0, 0.0, 0.0
+    paired = [count * place // MOST_PAIRED for place in range(MOST_PAIRED)]
+    few = [
+        _LayerRound(one.first, [one.own[place] for place in paired], Factors(one.made.b[:, :0], one.made.a[:0]))
+        for one in rounds
+    ]
+    for one in rounds:
+        whole, shared = stacked(one.own), stacked(one.own, share.tolist())
+        owner = torch.repeat_interleave(torch.arange(count), torch.tensor([product.rank for product in one.own]))
+        entries = ((one.first.b.T @ whole.b) * (one.first.a @ whole.a.T)).sum(dim=0)
+        with_first.index_add_(0, owner, entries)
+        own += torch.tensor([product_norm(product) ** 2 for product in one.own], dtype=torch.float64)
+        first += product_norm(one.first) ** 2
+        of_mean, of_error = _squares(shared, one.made)
+        mean, error = mean + of_mean, error + of_error
+    tiny = _RESOLUTION * max(float(own.max()), first)
+    mean, error = (value if value > tiny else 0.0 for value in (mean, error))
+    drift = float(share @ own) - mean
+    norms = (own - 2.0 * with_first + first).clamp(min=0.0)
+    cosines = _measured([sites[place] for place in paired], few, share[paired] / share[paired].sum())
+    return RoundProducts(
+        error=(error / mean) ** 0.5 if mean > 0 else None,
+        drift=drift**0.5 if drift > tiny else 0.0,
+        update_norms=dict(zip(sites, torch.where(norms > tiny, norms, 0.0).sqrt().tolist(), strict=True)),
+        cosine_mean=cosines.cosine_mean,
+        cosine_min=cosines.cosine_min,
+    )
+
+
+def _squares(mean: Factors, made: Factors) -> tuple[float, float]:
+    """Return ‖M‖²_F and ‖N - M‖²_F by the cheaper way: inner products, or the products, some rows at a time."""
+    rows, columns = len(mean.b), mean.a.shape[1]
+    if mean.rank * (rows + columns) <= rows * columns:
+        gram = inner_products([mean, made])
+        return float(gram[0, 0]), float(gram[0, 0] - 2.0 * gram[0, 1] + gram[1, 1])
+    of_mean = of_error = 0.0
+    step = max(1, rows // 8)
+    for start in range(0, rows, step):
+        part = mean.b[start : start + step] @ mean.a
+        of_mean += float(part.square().sum())
+        of_error += float((made.b[start : start + step] @ made.a - part).square().sum())
+    return of_mean, of_error
+
+
+def _measured(sites: list[str], rounds: list[_LayerRound], share: Tensor) -> RoundProducts:
     count, last = len(sites), len(sites) + 1
+    gram = torch.zeros(count + 2, count + 2, dtype=torch.float64)
+    for one in rounds:
+        gram += inner_products([one.first, *one.own, one.made])
     tiny = _RESOLUTION * float(gram.diagonal().max())
 
     def square(direction: Tensor) -> float:

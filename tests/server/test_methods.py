@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import server.aggregation.products
 from common.factors import FIXED_A, FIXED_B, A, B, factors_of, layers_of
 from common.methods import METHODS
 from server.aggregation.catalog import AGGREGATORS
@@ -144,9 +145,11 @@ def test_fedsvd_keeps_a_orthonormal_also_where_nothing_was_learnt() -> None:
         torch.testing.assert_close(a @ a.T, torch.eye(3), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(("paired", "rows"), [(32, 11), (3, 11), (3, 60)])
 @pytest.mark.parametrize("method", BOTH_FACTORS)
-def test_measures_equal_the_dense_ones(method: str) -> None:
-    current = random_round(method, 11, 9, [2, 2, 2], 3)
+def test_measures_equal_the_dense_ones(method: str, paired: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.aggregation.products, "MOST_PAIRED", paired)
+    current = random_round(method, rows, 9 if rows < 20 else 70, [2] * 5, 3)
     after = current.aggregate(method)
     local = {site: current.local(site) for site in current.updates}
     measured = measure(current.adapter, after, local, current.weights)
@@ -161,8 +164,9 @@ def test_measures_equal_the_dense_ones(method: str) -> None:
     assert measured.drift == pytest.approx(drift, rel=1e-6)
     steps = {site: value - start for site, value in flat.items()}
     assert measured.update_norms == pytest.approx({site: float(step.norm()) for site, step in steps.items()}, rel=1e-6)
+    seen = [f"site {number}" for number in ((0, 1, 3) if paired == 3 else range(5))]
     pairs = [
-        float(torch.cosine_similarity(steps[a], steps[b], dim=0)) for a in steps for b in steps if a < b
+        float(torch.cosine_similarity(steps[a], steps[b], dim=0)) for a in seen for b in seen if a < b
     ]  # fmt: skip
     assert measured.cosine_mean == pytest.approx(sum(pairs) / len(pairs), rel=1e-6, abs=1e-9)
     assert measured.cosine_min == pytest.approx(min(pairs), rel=1e-6, abs=1e-9)
