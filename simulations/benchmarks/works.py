@@ -45,13 +45,12 @@ class Extent:
     aggregated: tuple[int, int] = (4096, 64)
 
     def text(self) -> str:
-        """Say it in a line, for the table's title."""
+        """Say how much work is measured in a line, for the table's title; how often stands at each line."""
         rows = "all rows" if self.rows >= EVERY_ROW else f"at most {self.rows} rows a site"
         return (
             f"(a) and (c): {rows}, {self.rounds} rounds; (b): {self.sites} sites, {self.virtual_rounds} rounds; "
             f"(e): {self.clients} clients, {self.scale_rounds} rounds; "
-            f"(g): {self.aggregated[1]} layers of {self.aggregated[0]} x {self.aggregated[0]}; "
-            f"whole runs {self.pairs} x, steps {self.steps} x"
+            f"(g): {self.aggregated[1]} layers of {self.aggregated[0]} x {self.aggregated[0]}"
         )
 
 
