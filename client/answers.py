@@ -25,7 +25,7 @@ from common.factors import fixed_manifest, with_rank
 from common.methods import expect_rank, method_of, personal_names, received_names, sent_names, trained_names
 from common.models.adapter import AdaptedModel, fresh_factors, initial_adapter
 from common.privacy.planning import Mechanism, plan_mechanism
-from common.tensors import Tensors, fingerprint, is_finite, manifest_of
+from common.tensors import LARGEST_WEIGHT, Tensors, fingerprint, is_usable, manifest_of
 from common.variates import marked, parted, with_variates
 from common.wire import (
     DescribeRequest,
@@ -39,9 +39,6 @@ from common.wire import (
 )
 
 logger = logging.getLogger(__name__)
-
-LARGEST_WEIGHT = 1e4
-"""Largest value a site takes in an adapter; larger ones serve only to make gradients overflow."""
 
 
 def answer(
@@ -242,8 +239,7 @@ def _received(request: TrainRequest, payload: bytes, site: Site, config: RunConf
     except ValueError as error:
         raise WireError(f"{error}.") from None
     received = decode(payload, manifest, Packing.of_adapter(config.communication))
-    largest = max((float(value.abs().max()) for value in received.values()), default=0.0)
-    if not is_finite(received) or largest > LARGEST_WEIGHT:
+    if not is_usable(received):
         raise WireError(f"the adapter holds values beyond {LARGEST_WEIGHT:g}; expected a trained adapter's.")
     return received
 

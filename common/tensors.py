@@ -12,6 +12,9 @@ from torch import Tensor
 Tensors = dict[str, Tensor]
 Manifest = dict[str, tuple[int, ...]]
 
+LARGEST_WEIGHT = 1e4
+"""Largest |value| in an adapter that sites take: no trained one has it, and beyond it gradients overflow."""
+
 
 def manifest_of(tensors: Mapping[str, Tensor]) -> Manifest:
     """Return the shape of every tensor by name, sorted."""
@@ -36,6 +39,11 @@ def l2_norm(tensors: Mapping[str, Tensor]) -> float:
 def is_finite(tensors: Mapping[str, Tensor]) -> bool:
     """Whether no entry is NaN or infinite."""
     return all(bool(torch.isfinite(value).all()) for value in tensors.values())
+
+
+def is_usable(adapter: Mapping[str, Tensor], largest: float = LARGEST_WEIGHT) -> bool:
+    """Whether all entries are numbers of at most ``largest``."""
+    return is_finite(adapter) and all(float(value.abs().max()) <= largest for value in adapter.values() if len(value))
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

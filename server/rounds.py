@@ -18,7 +18,7 @@ from common.factors import fixed_ranks, is_fixed, with_rank
 from common.methods import method_of, received_names
 from common.models.adapter import fresh_factors
 from common.randomness import torch_generator
-from common.tensors import Manifest, Tensors, l2_norm, manifest_of
+from common.tensors import LARGEST_WEIGHT, Manifest, Tensors, is_usable, l2_norm, manifest_of
 from common.variates import with_variates
 from common.wire import TrainRequest, header_bytes
 from server.admission import Admission
@@ -32,6 +32,9 @@ from server.site_level import COORDINATOR, SiteLevel
 from server.variates import ControlRound, Controls
 
 NO_REPLY = "no reply within federation.round_timeout_s"
+
+_REACH = 0.98 * LARGEST_WEIGHT
+"""Largest value of an adapter that is sent: a codec rounds up by less than the rest."""
 
 
 class Round:
@@ -231,6 +234,15 @@ class Round:
         outcome = replace(self.carried[place].outcome, status="rejected", reason=reason, weight=0.0)
         self.carried[place] = replace(self.carried[place], outcome=outcome)
         return outcome
+
+    def unusable(self, adapter: Tensors) -> str | None:
+        """Return why no site would take an adapter that the round made; None if each would."""
+        if is_usable(adapter, _REACH):
+            return None
+        return (
+            f"round {self.number} made an adapter with values beyond {LARGEST_WEIGHT:g}, which no site takes: somebody "
+            "sent hostile or broken ones. Choose a robust rule (aggregation.robust) or a bound on norms."
+        )
 
     def skip(self, reason: str) -> Tensors:
         """Return the adapter that the round started from; what was admitted does not count."""

@@ -301,16 +301,23 @@ class FederatedTuning(Strategy):
             logger.warning("round %d: %s %s: %s", current.number, site, outcome.status, outcome.reason)
         lacking = current.lacking()
         if lacking is not None and self.config.federation.below_min == "skip":
-            logger.warning("%s The round is skipped.", lacking)
-            self.progress = replace(self.progress, adapter=current.skip(lacking))
+            self._skip(current, lacking)
         else:
             adapter = current.finish()
-            clip_norm = current.clip_norm() or self.progress.clip_norm
-            self.progress = Progress(adapter, clip_norm, current.moments, current.controls())
+            unusable = current.unusable(adapter)
+            if unusable is not None:
+                self._skip(current, unusable)
+            else:
+                clip_norm = current.clip_norm() or self.progress.clip_norm
+                self.progress = Progress(adapter, clip_norm, current.moments, current.controls())
         self.completed_rounds = current.number
         self._round = None
         if self.round_done is not None:
             self.round_done(current.number, self.progress, current.record())
+
+    def _skip(self, current: Round, reason: str) -> None:
+        logger.warning("%s The round is skipped.", reason)
+        self.progress = replace(self.progress, adapter=current.skip(reason))
 
     def _current(self) -> Round:
         if self._round is None:

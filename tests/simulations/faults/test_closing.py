@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import server.rounds
 from common.config.run import RunConfig
 from common.errors import RunError
 from simulations.engines.settings import EngineSettings
@@ -121,6 +122,22 @@ def test_round_below_its_minimum_stops_is_extended_or_is_skipped(
     assert [known["site 2"] for known in statuses(tmp_path / "run")] == ["dropped", "dropped"]
     trained = load_file(next((tmp_path / "run" / "checkpoint").glob("*.safetensors")))
     assert all(not value.any() for name, value in trained.items() if name.endswith("lora_B.weight"))
+
+
+@pytest.mark.parametrize("method", ["fedit", "flexlora"])
+def test_round_that_makes_what_no_site_would_take_is_skipped(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr(server.rounds, "_REACH", 2.0)
+    attack = {"attacks": [{"name": "scale_1000", "sites": ["site 1"], "to_round": 1}]}
+    config = make_config(simulation=attack, aggregation={"method": method})
+    summary = simulate(config, tmp_path / "run", engine=ALONE)
+    first, second = rounds_of(tmp_path / "run")
+    assert "which no site takes" in first["skipped"]
+    assert {site["status"] for site in first["sites"].values()} == {"dropped"}
+    assert "skipped" not in second
+    assert summary["rounds"] == 2
+    assert all(float(value.abs().max()) <= 2.0 for value in adapter_of(tmp_path / "run").values())
 
 
 def test_extension_is_bounded(make_config: MakeConfig, tmp_path: Path) -> None:
