@@ -155,7 +155,16 @@ def serve(site_config: Path, socket: Path) -> None:
     """
     from client.agent.resident import ResidentSite
 
-    server = AgentServer(ResidentSite(site_config), socket)
+    serve_resident(ResidentSite(site_config), socket)
+
+
+def serve_resident(resident: Answering, socket: Path) -> None:
+    """Serve what answers for a site until the process is asked to end (SIGTERM, SIGINT); it ends with this call.
+
+    Raises:
+        FedtuneError: if it cannot begin.
+    """
+    server = AgentServer(resident, socket)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())

@@ -102,7 +102,7 @@ def agent_command(places: Places) -> tuple[str, ...]:
 def supernode_command(
     kit: Kit, key: Path | str, ca_certificate: Path | str, secret: Path | str, agent_socket: Path, port: int
 ) -> tuple[str, ...]:
-    """Return the command of Flower's SuperNode.
+    """Return the command of the SuperNode.
 
     Raises:
         ConfigError: for a socket's path that Flower's node config cannot carry.
@@ -110,7 +110,8 @@ def supernode_command(
     if any(character in str(agent_socket) for character in "\"'\\\n"):
         raise ConfigError(f"the agent's socket {agent_socket} has a quote or backslash; expected none in its path.")
     return (
-        _flower("flower-supernode"), "--superlink", kit.address, "--root-certificates", str(ca_certificate),
+        sys.executable, "-P", "-m", "client.supervise.supernode",
+        "--superlink", kit.address, "--root-certificates", str(ca_certificate),
         "--auth-supernode-private-key", str(key), "--isolation", "process", "--superexec-auth-secret-file", str(secret),
         "--host", _LOOPBACK, "--port", str(port), "--node-config", f'{AGENT_SOCKET}="{agent_socket}"',
     )  # fmt: skip

@@ -6,7 +6,7 @@ import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from client.places import Places
 from common.config.run import RunConfig
 from common.errors import RunError
 from common.kit import Kit
-from server.flower_commands import BIN
 from server.server_config import load_server_config
 from server.supervise.service import listens
 from simulations.local_federation.commands import (
@@ -43,6 +42,8 @@ class LocalFederation:
         say: is told what happens.
         coordinator: the supervisor's process.
         sites: the supervisors' processes by site.
+        places: where the files of each site are.
+        ups: what each site was started with.
     """
 
     folder: Path
@@ -50,6 +51,8 @@ class LocalFederation:
     say: Say
     coordinator: subprocess.Popen[bytes]
     sites: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    places: dict[str, Places] = field(default_factory=dict)
+    ups: dict[str, Sequence[str | Path]] = field(default_factory=dict)
 
     @property
     def state(self) -> Path:
@@ -62,6 +65,11 @@ class LocalFederation:
         command("server", "sites", "add", name, public_key, "--state", self.state)
         command("server", "sites", "kit", name, "--out", kit, "--state", self.state)
         return kit
+
+    def start_site(self, site: str, places: Places, up: Sequence[str | Path], ends: contextlib.ExitStack) -> None:
+        """Start a site, for the first time or after it was killed, and have it end with ``ends``."""
+        self.places[site], self.ups[site] = places, up
+        self.sites[site] = ends.enter_context(running(up, places.folder / "up.log"))
 
     def wait_until_connected(self) -> None:
         """Wait until every enrolled site is connected."""
@@ -156,8 +164,8 @@ def real_sites(
             kit = federation.enrol(site, folder / "keys" / "site.pub")
             told = Kit.read(kit).fingerprint()  # read out by telephone, where there are two people
             command("client", "enroll", kit, "--site", folder / "site.yaml", "--fingerprint", told)
-            up: list[str | Path] = [sys.executable, "-m", "client.cli", "up", folder / "site.yaml"]
-            federation.sites[site] = ends.enter_context(running(up, folder / "up.log"))
+            places = Places.beside(folder / "site.yaml")
+            federation.start_site(site, places, [sys.executable, "-m", "client.cli", "up", places.site_config], ends)
             federation.say(f"{site}: enrolled, with {len(rows.read_text().splitlines())} rows of its own")
         federation.wait_until_connected()
         yield
@@ -165,25 +173,19 @@ def real_sites(
 
 @contextlib.contextmanager
 def virtual_nodes(federation: LocalFederation, files: Mapping[str, Path]) -> Iterator[None]:
-    """Connect SuperNodes with keys of their own whose sites are virtual, as in a simulation: no agent, no privacy.
+    """Make sites that run as real ones do but answer as in a simulation: no privacy, no ledger.
 
     Real sites take part in no run without noise, so this is how a deployment's adapter is compared with that of a
     simulation.
     """
     with contextlib.ExitStack() as ends:
         for number, (site, rows) in enumerate(sorted(files.items())):
-            folder = rows.parent
-            places = Places.beside(folder / "site.yaml")
+            places = Places.beside(rows.parent / "site.yaml")
             make_key(places)
-            federation.enrol(site, places.public_key)
-            node = f"partition-id={number} num-partitions={len(files)}"
-            (port,) = free_ports(1)
-            supernode: list[str | Path] = [
-                BIN / "flower-supernode", "--root-certificates", federation.state / "ca.crt",
-                "--superlink", federation.address,
-                "--auth-supernode-private-key", places.private_key, "--node-config", node, "--port", str(port),
-            ]  # fmt: skip
-            home = {"FLWR_HOME": str(folder / "flower"), "PATH": f"{BIN}:/usr/bin:/bin"}
-            federation.sites[site] = ends.enter_context(running(supernode, folder / "node.log", **home))
+            kit = federation.enrol(site, places.public_key)
+            module = "simulations.local_federation.virtual_site"
+            which: list[str | Path] = [places.site_config, kit, str(number), str(len(files))]
+            up = [sys.executable, "-m", module, "site", *which]
+            federation.start_site(site, places, up, ends)
         federation.wait_until_connected()
         yield
