@@ -25,6 +25,9 @@ from server.supervise.service import listens
 logger = logging.getLogger(__name__)
 
 POLL_S = 1.0
+ASK_AGAIN_S = 5.0
+"""Seconds between two questions to Flower about a submission whose ServerApp has not begun: each is a process, which
+would compete with the ServerApp's start."""
 
 
 class Caretaker:
@@ -42,6 +45,7 @@ class Caretaker:
     ) -> None:
         self._state, self._flower, self._app, self._clock = state, flower, app, clock
         self._enrolment = Enrolment(state)
+        self._asked: dict[str, tuple[int, float]] = {}
 
     def look(self) -> None:
         """Do once what is due.
@@ -58,6 +62,8 @@ class Caretaker:
             submission, live = place.submission(), place.is_live()
             status = None
             if needs_status(submission, live=live):
+                if place.last_fence() != submission.fence and not self._may_ask(place.name, submission.fence):
+                    continue
                 known = self._flower.runs() if known is None else known
                 status = known.get(submission.flower_run or 0)
                 live = place.is_live()  # it may have begun, or ended, while Flower was asked
@@ -66,6 +72,14 @@ class Caretaker:
                 stop_wished=place.stop_wish.exists(), now_s=self._clock(),
             )  # fmt: skip
             self._act(place, submission, decision)
+
+    def _may_ask(self, name: str, fence: int) -> bool:
+        """Whether it is time to ask about a submission that has not begun; the first time it always is."""
+        asked, now = self._asked.get(name), self._clock()
+        if asked is not None and asked[0] == fence and now - asked[1] < ASK_AGAIN_S:
+            return False
+        self._asked[name] = (fence, now)
+        return True
 
     def _act(self, place: RunPlace, submission: Submission, decision: Decision) -> None:
         if decision.action is Action.END:

@@ -27,7 +27,8 @@ def environment() -> dict[str, str]:
     """Return the environment of the processes, with this source tree before any installed one."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-    return {**os.environ, **quiet, "PYTHONPATH": path}
+    rare = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5"}  # a machine for all shares it with what is asked that often
+    return {**os.environ, **quiet, **rare, "PYTHONPATH": path}
 
 
 def command(program: str, *arguments: str | Path) -> str:

@@ -78,7 +78,13 @@ class LocalFederation:
             listed = json_of("server", "sites", "list", "--state", self.state)
             return all(site["connection"] == "online" for site in listed if site["state"] == "enrolled")
 
-        wait_for(connected, "the sites to connect", [self.coordinator, *self.sites.values()])
+        def started() -> bool:
+            return all(log.exists() and b"SuperNode ID" in log.read_bytes() for log in logs)
+
+        logs = [places.log("supernode") for places in self.places.values()]
+        processes = [self.coordinator, *self.sites.values()]
+        wait_for(started, "the sites to start", processes)  # costs nothing, where asking costs a process
+        wait_for(connected, "the sites to connect", processes)
 
     def submit(self, config: Path, *overrides: str) -> str:
         """Submit a run and return its name."""
