@@ -3,6 +3,9 @@
 A SuperNode that was killed counts as connected for a minute after its last heartbeat. Until then its successor is
 refused, and the coordinator waits for answers that will not come. So each start first says, signed with the site's own
 key, that the one before is gone.
+
+Only what ran on this machine since it was started is signed off: its supervisor has seen it end. A SuperNode with the
+same key on another machine, with a ledger of its own, would be there still; against that one the refusal stands.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ _HEARTBEAT_S = 30.0
 
 
 def sign_off(address: str, ca_certificate: Path, key: ec.EllipticCurvePrivateKey, known: Path) -> bool:
-    """Sign off whatever is connected with a site's key.
+    """Sign off what an earlier process of this machine connected with a site's key.
 
     Args:
         address: host:port of the gateway.
@@ -44,20 +47,44 @@ def sign_off(address: str, ca_certificate: Path, key: ec.EllipticCurvePrivateKey
             RuntimeVersionHttpInterceptor(component_name="SuperNode"), NodeAuthHttpInterceptor(key, key.public_key())
         ],
     ) as client:  # fmt: skip
-        if not known.exists():  # the first start: connecting tells the id
+        node = remembered(known, _machine())
+        if node is None:  # the first start: connecting tells the id, and is refused while another machine is connected
             request = ActivateNodeRequest(
                 public_key=public_key_to_bytes(key.public_key()), heartbeat_interval=_HEARTBEAT_S
             )
             node = client.ActivateNode(request).node_id
-            known.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(known, str(node).encode())
+            remember(known, _machine(), node)
             client.DeactivateNode(DeactivateNodeRequest(node_id=node))
             return False
         try:
-            client.DeactivateNode(DeactivateNodeRequest(node_id=int(known.read_text(encoding="ascii"))))
+            client.DeactivateNode(DeactivateNodeRequest(node_id=node))
         except httpx.HTTPStatusError as error:
             if error.response.status_code == httpx.codes.UNAUTHORIZED:
                 known.unlink()  # the id is another federation's, or the site was enrolled anew
                 raise
             return False  # nothing was connected
         return True
+
+
+def remember(known: Path, machine: str, node: int) -> None:
+    """Keep the id of a node that this machine has connected."""
+    known.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(known, f"{machine} {node}".encode())
+
+
+def remembered(known: Path, machine: str) -> int | None:
+    """Return the id of the node, None where this machine has connected none since it was started."""
+    try:
+        where, text = known.read_text(encoding="ascii").split()
+        node = int(text)
+    except (OSError, ValueError):
+        return None
+    return node if machine and where == machine else None
+
+
+def _machine() -> str:
+    """Return what names this machine from its start to its end; nothing where the system has no such name."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""

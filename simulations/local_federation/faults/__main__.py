@@ -23,7 +23,7 @@ from simulations.local_federation.commands import ROOT
 from simulations.local_federation.faults.disturbed import disturbed_federation
 from simulations.local_federation.faults.kinds import FAULTS
 from simulations.local_federation.faults.lines import append_line, read_lines, table
-from simulations.local_federation.faults.trial import Trials
+from simulations.local_federation.faults.trial import Trial, Trials
 from simulations.results.page import write_tables
 
 FEDERATIONS = ("plain", "private")
@@ -89,7 +89,10 @@ def _befall(federation: str, missing: Sequence[Planned], seed: int, out: Path) -
         trials.undisturbed()
         _say(f"{federation}: a run takes {trials.usual_s:.0f} s")
         for one in missing:
-            trial = trials.fault(one.kind, np.random.default_rng([seed, 1, one.number]))
+            try:
+                trial = trials.fault(one.kind, np.random.default_rng([seed, 1, one.number]))
+            except RunError as error:  # it is a result too, and the next fault may come
+                trial = Trial.of_error(one.kind, federation, str(error))
             append_line(out, {"seed": seed, "number": one.number} | trial.line())
             _say(f"{one.number} {one.federation} {one.kind}: {'sound' if trial.sound else trial.line()}")
 

@@ -129,7 +129,10 @@ class Disturbed:
         known = running_service(self.state)
         if known is None:
             raise RunError("the coordinator does not run; expected it to.")
-        pids = [known["service"]["pid"], *(part["process"]["pid"] for part in known["components"].values())]
+        pids = [
+            known["service"]["pid"],
+            *(part["process"]["pid"] for part in known["components"].values() if part["process"]),
+        ]
         pids += [pid for pid in [self.serverapp(place)] if pid is not None]
         for pid in pids:
             kill(pid)

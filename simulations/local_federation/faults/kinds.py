@@ -17,7 +17,7 @@ from simulations.local_federation.faults.disturbed import Disturbed, kill
 Strike = Callable[[Disturbed, RunPlace, str], bool]
 """Kills, once what it kills is there; False if the run was over before."""
 
-_POLL_S, _UPLOAD_POLL_S = 0.05, 0.0005
+_POLL_S, _UPLOAD_POLL_S = 0.05, 0.003
 _SENDING, _SENT = b"Sending: train message", b"Sent successfully"
 _ANSWERED = b"answered a train"
 
@@ -118,6 +118,8 @@ class _Tail:
 
     def read(self) -> bytes:
         """Return what was added."""
+        if self._path.stat().st_size <= self._start:
+            return b""
         with self._path.open("rb") as file:
             file.seek(self._start)
             return file.read()

@@ -63,6 +63,11 @@ class Trial:
     rejoined: bool | None
     seconds: float
 
+    @classmethod
+    def of_error(cls, kind: str, federation: str, error: str) -> Trial:
+        """Return a fault whose run never came to an end."""
+        return cls(kind, federation, 0.0, 0, error, 0, 0, None, None, None, None, 0.0)
+
     @property
     def sound(self) -> bool:
         """Whether all held that must."""
