@@ -21,7 +21,7 @@ WALLS = {
         "client/app.py",
         "client/virtual_app.py",
         "client/supervise/sign_off.py",  # speaks to the coordinator as a SuperNode does
-        "client/supervise/supernode.py",  # and runs one
+        "client/supervise/deaf_node.py",  # looks into one
         "server/app.py",
         "server/strategy.py",
         "server/transport.py",
@@ -51,7 +51,7 @@ WALLS = {
     },
     "grpc_health": {"client/agent/server.py", "server/control/service.py"},
 }
-FLWR_INTERNALS = {"simulations/flower_internals.py", "client/supervise/sign_off.py", "client/supervise/supernode.py"}
+FLWR_INTERNALS = {"simulations/flower_internals.py", "client/supervise/sign_off.py", "client/supervise/deaf_node.py"}
 MODULES = sorted(path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 

@@ -10,10 +10,15 @@ same key on another machine, with a ledger of its own, would be there still; aga
 
 from __future__ import annotations
 
+import logging
+import os
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
@@ -21,7 +26,12 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from common.atomic import write_atomic
+from common.errors import ConfigError
 
+logger = logging.getLogger(__name__)
+
+SEEN_S = 4.0
+"""Seconds between signing off and connecting anew: a coordinator that waits for this site looks more often."""
 _HEARTBEAT_S = 30.0
 """What Flower's own SuperNode asks for."""
 
@@ -88,3 +98,34 @@ def _machine() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return ""
+
+
+def sign_off_before(options: Sequence[str]) -> None:
+    """Sign off what was connected before, for a SuperNode that is started next.
+
+    Where that does not work, Flower refuses the new one until a minute after the dead one's last heartbeat, and its
+    supervisor tries again.
+
+    Args:
+        options: of Flower's SuperNode.
+    """
+    known = Path(os.environ["FLWR_HOME"]) / "node-id"
+    try:
+        key = _key(Path(_option(options, "--auth-supernode-private-key")))
+        if sign_off(_option(options, "--superlink"), Path(_option(options, "--root-certificates")), key, known):
+            logger.warning("the SuperNode before this one was still connected; it is signed off")
+            time.sleep(SEEN_S)
+    except (httpx.HTTPError, ConfigError, OSError, ValueError) as error:
+        logger.warning("nothing could be signed off (%s)", type(error).__name__)
+
+
+def _key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """Read the site's key where Flower reads it: under systemd that is a credential, with other permissions."""
+    key = load_ssh_private_key(path.read_bytes(), None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"{path} is no EC key; expected the one that fedtune-client init made. Restore it.")
+    return key
+
+
+def _option(options: Sequence[str], name: str) -> str:
+    return options[options.index(name) + 1]

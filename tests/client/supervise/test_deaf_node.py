@@ -13,7 +13,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supernode.nodestate import NodeStateFactory
 
-from client.supervise.supernode import DEAF_LOOKS, is_deaf, watch
+from client.supervise.deaf_node import DEAF_LOOKS, is_deaf, watch
 from simulations.flower_internals import identify_process
 
 RUN = 1
