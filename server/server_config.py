@@ -43,7 +43,7 @@ class LimitsConfig(Section):
     burst: Annotated[int, Field(ge=1)] = 400
     """Requests of one peer address that may come at once."""
     queue_timeout_s: Seconds = 10.0
-    """Longest that a request over the rate waits; one that would wait longer is refused with 429."""
+    """Longest that a request over the rate waits; one that would wait longer is refused with 503."""
     connections: Annotated[int, Field(ge=2)] = 512
     """Open connections in all; a request on one more is refused with 503."""
     connections_per_peer: Annotated[int, Field(ge=1)] = 64

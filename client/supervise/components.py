@@ -31,6 +31,8 @@ from common.kit import Kit
 RUNTIME_PORT = 9094
 """Flower's port for executors, on loopback."""
 SECRET_BYTES = 32
+CHUNK_BYTES = 1 << 18
+"""Bytes of an update that travel, and are sent again, as one: two take 30 s at 140 kbit/s."""
 _LOOPBACK = "127.0.0.1"
 _PASSED_ON = ("LANG", "LC_ALL", "TZ", "PYTHONPATH", "TMPDIR", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 """What of the environment a component gets. Not all: the executor's is that of the coordinator's code."""
@@ -38,6 +40,9 @@ _SETTINGS = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": os.environ.get("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", "0.1"),
+    # Of an update. Flower gives the upload of a chunk 30 s, with two under way, and begins it anew when it fails; its
+    # own 5 MiB would never arrive over a link of 1 Mbit/s.
+    "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(CHUNK_BYTES),
     "NO_PROXY": f"{_LOOPBACK},localhost",
     "no_proxy": f"{_LOOPBACK},localhost",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -12,10 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from client.places import Places
 from common.errors import RunError
 
 DOWN_S = 40.0
+"""Seconds that a supervisor has to end; it gives its components ``supervisor.STOP_S`` of them."""
+KILLED_S = 20.0
 
 
 @contextmanager
@@ -44,24 +49,44 @@ def what_runs(places: Places) -> dict[str, Any] | None:
 
 
 def end(places: Places, wait_s: float = DOWN_S) -> bool:
-    """Ask the supervisor to end, and wait for it.
+    """Ask the supervisor to end, and wait for it; kill it and what it runs if it does not end in time.
 
     Returns:
         Whether there was one.
 
     Raises:
-        RunError: if it does not end in time.
+        RunError: if even killed it does not end.
     """
     pid = _pid(places)
     if not _is_held(places.lock) or pid is None:
         return False
     os.kill(pid, signal.SIGTERM)
+    if not _ends(places, wait_s):
+        _kill(places, pid)
+        if not _ends(places, KILLED_S):
+            raise RunError(f"process {pid} does not end; expected it to, killed. Does the system still answer?")
+    return True
+
+
+def _ends(places: Places, wait_s: float) -> bool:
+    """Wait until there is no supervisor; return whether that is so in time."""
     deadline = time.monotonic() + wait_s
     while _is_held(places.lock):
         if time.monotonic() > deadline:
-            raise RunError(f"process {pid} does not end; expected it to within {wait_s:g} s. Look at its output.")
+            return False
         time.sleep(0.1)
     return True
+
+
+def _kill(places: Places, pid: int) -> None:
+    """Kill a supervisor and the process groups of its components, in which all is that they started."""
+    with contextlib.suppress(psutil.Error):
+        supervisor = psutil.Process(pid)
+        supervisor.suspend()  # so that it starts nothing, and takes no status: its children's numbers stay theirs
+        for child in supervisor.children() if _is_held(places.lock) else ():
+            with contextlib.suppress(OSError):
+                os.killpg(child.pid, signal.SIGKILL)
+        supervisor.kill()
 
 
 def _noted(places: Places) -> dict[str, Any]:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import logging
@@ -142,20 +143,25 @@ class Supervisor:
         logger.info("%s started, process %d", component.name, kept.process.pid)
 
     def _end(self) -> None:
-        """End all components: ask each, wait, and kill what is left, the executor's own children included."""
-        living = [kept for kept in self._kept if kept.process is not None]
-        for kept in reversed(living):
-            _signal(kept.process, signal.SIGTERM)
+        """End all components and what they started: ask each, wait, and kill what is left.
+
+        A component leads a process group. Its end is seen without taking its status at first: for as long as that is
+        not taken, the group's number is nobody else's. The executor leaves its ClientApps behind when it ends.
+        """
+        living = [(kept, kept.process) for kept in self._kept if kept.process is not None]
+        for _, process in reversed(living):
+            _signal(process, signal.SIGTERM)
         deadline = time.monotonic() + STOP_S
-        for kept in living:
-            if kept.process is not None:
-                try:
-                    kept.last_exit = kept.process.wait(max(0.1, deadline - time.monotonic()))
-                except subprocess.TimeoutExpired:
-                    logger.warning("%s does not end; it is killed", kept.component.name)
-                    _signal(kept.process, signal.SIGKILL)
-                    kept.last_exit = kept.process.wait()
-                kept.process = None
+        for kept, process in living:
+            while not _has_ended(process) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            if not _has_ended(process):
+                logger.warning("%s does not end; it is killed", kept.component.name)
+            with contextlib.suppress(
+                ProcessLookupError, PermissionError
+            ):  # macOS: nobody but the ended leader is there
+                os.killpg(process.pid, signal.SIGKILL)
+            kept.last_exit, kept.process = process.wait(), None
         self._write()
 
     def _write(self) -> None:
@@ -187,9 +193,16 @@ def _since(log: Path, start: int) -> bytes:
         return file.read()
 
 
-def _signal(process: subprocess.Popen[bytes] | None, number: signal.Signals) -> None:
-    if process is not None and process.poll() is None:
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    if not _has_ended(process):
         process.send_signal(number)
+
+
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Whether a child has ended, whose status is left to be taken."""
+    if process.returncode is not None or not hasattr(os, "waitid"):  # macOS has it from Python 3.13 on
+        return process.poll() is not None
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _identity(user: str | None) -> dict[str, Any]:

@@ -29,6 +29,9 @@ HOP_BY_HOP = frozenset(
     b"connection host keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade".split()
 )
 NOT_FORWARDED = HOP_BY_HOP | {b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"expect"}
+TRY_AGAIN = 503
+"""What a site is told whose request would be taken later or over a better link. Flower's SuperNode repeats a request
+after 502, 503, 504 or a broken connection; after 408 or 429 it would drop the update that it was sending."""
 
 
 class _RefusedError(Exception):
@@ -78,11 +81,11 @@ class Gateway:
             logger.info("%s, %s: %d %s", peer, method, refused.status, refused)
             return _end(refused.status)
         except TimeoutError:
-            logger.info("%s, %s: 408 took too long", peer, method)
-            return _end(408)
+            logger.info("%s, %s: %d took too long", peer, method, TRY_AGAIN)
+            return _end(TRY_AGAIN)
         except (httpx.HTTPError, httpx.StreamError) as error:
             logger.warning("the SuperLink did not answer %s: %s", method, type(error).__name__)
-            return _end(503)
+            return _end(TRY_AGAIN)
         except ClientDisconnect:
             return _end(400)
 
@@ -93,7 +96,7 @@ class Gateway:
             raise _RefusedError(413, "declared body over the limit")
         delay_s = self._rate.delay_s(peer, self._clock(), self._limits.queue_timeout_s)
         if delay_s is None:
-            raise _RefusedError(429, "over the rate")
+            raise _RefusedError(TRY_AGAIN, "over the rate")
         if delay_s:
             await asyncio.sleep(delay_s)
 
@@ -114,7 +117,7 @@ class Gateway:
                 async with asyncio.timeout(self._limits.idle_timeout_s):
                     piece = await anext(stream, None)
             except TimeoutError:
-                raise _RefusedError(408, "the body stopped coming") from None
+                raise _RefusedError(TRY_AGAIN, "the body stopped coming") from None
             if piece is None:
                 return
             got += len(piece)

@@ -18,9 +18,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
+
 from client.agent.channel import ask
 from client.agent.server import AgentServer
 from common.errors import RunError
+from simulations.benchmarks.measure import Seconds
 
 _START_S = 120.0
 
@@ -35,8 +38,8 @@ class _Echo:
         return {}
 
 
-def agent_hop(size_bytes: int = 20_000_000, turns: int = 5) -> float:
-    """Return the median seconds of a hop there and back, after one that is not timed.
+def agent_hop(size_bytes: int = 20_000_000, turns: int = 5) -> Seconds:
+    """Return the median seconds of a hop there and back, after one that is not timed, CPU seconds of both ends.
 
     Args:
         size_bytes: of the payload.
@@ -51,16 +54,17 @@ def agent_hop(size_bytes: int = 20_000_000, turns: int = 5) -> float:
         socket = Path(folder) / "agent.sock"
         process = subprocess.Popen([sys.executable, "-m", "simulations.benchmarks.agent_hop", socket])
         try:
-            return median([_seconds(socket, payload) for _ in range(turns + 1)][1:])
+            found = [_seconds(socket, payload, psutil.Process(process.pid)) for _ in range(turns + 1)][1:]
+            return Seconds(median(one.wall for one in found), median(one.cpu for one in found))
         finally:
             process.terminate()
             process.wait()
 
 
-def _seconds(socket: Path, payload: bytes) -> float:
-    began = time.perf_counter()
+def _seconds(socket: Path, payload: bytes, agent: psutil.Process) -> Seconds:
+    wall, cpu = time.perf_counter(), time.process_time() + sum(agent.cpu_times()[:2])
     _, back = ask(socket, "train", (b"", b"{}", payload), wait_s=_START_S)
-    took = time.perf_counter() - began
+    took = Seconds(time.perf_counter() - wall, time.process_time() + sum(agent.cpu_times()[:2]) - cpu)
     if back != payload:
         raise RunError("the agent sent back other bytes; expected those it got.")
     return took

@@ -23,6 +23,7 @@ from common.models.resident import resident_model
 from server.events import Observer
 from simulations.benchmarks.agent_hop import agent_hop
 from simulations.benchmarks.aggregation import DENSE, in_child
+from simulations.benchmarks.deployed_round import deployed_round
 from simulations.benchmarks.dp import CASES, case_config, dp_figures
 from simulations.benchmarks.harness import run_fedtune
 from simulations.benchmarks.idle import idle_round
@@ -160,7 +161,20 @@ def idle_part(extent: Extent) -> Lines:
 
 def agent_part(extent: Extent) -> Lines:
     """(h): 20 MB to a site's agent and back."""
-    yield Line("agent", "(h) 20 MB to a site's agent and back", agent_hop(), target="< 0.3 s", pairs=5)
+    found = agent_hop()
+    name = f"(h) 20 MB to a site's agent and back ({found.cpu:.2f} s of CPU)"
+    yield Line("agent", name, found.wall, target="< 0.3 s", pairs=5)
+
+
+def deployment_part(extent: Extent) -> Lines:
+    """(i): rounds of two real sites as real processes; and that a site loads its base model once."""
+    found = deployed_round(extent.deployed_rounds)
+    size = f"{found.bytes_up / 1e6:.1f} MB, {found.cpu_s:.1f} s of CPU"
+    pairs = len(found.seconds)
+    yield Line("deployment", f"(i) a round of two real sites ({size})", found.median_s, target="< 6 s", pairs=pairs)
+    loads = max(found.model_loads.values())
+    name = f"(i) base models that a site loads in {extent.deployed_rounds} rounds"
+    yield Line("deployment", name, loads, unit="", target="1")
 
 
 def scale_part(extent: Extent) -> Lines:
@@ -230,6 +244,7 @@ PARTS: dict[str, Callable[[Extent], Lines]] = {
     "start": start_part,
     "idle": idle_part,
     "agent": agent_part,
+    "deployment": deployment_part,
     "scale": scale_part,
     "bf16": bf16_part,
     "dp": dp_part,

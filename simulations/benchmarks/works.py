@@ -27,6 +27,7 @@ class Extent:
         steps: pairs of single steps.
         workers: processes where there are several.
         idle_sites: of (d).
+        deployed_rounds: of (i).
         clients: of (e).
         scale_rounds: of (e).
         aggregated: of (g), size of the square layers and their number.
@@ -40,6 +41,7 @@ class Extent:
     steps: int = 5
     workers: int = 2
     idle_sites: int = 1000
+    deployed_rounds: int = 8
     clients: int = 10_000
     scale_rounds: int = 20
     aggregated: tuple[int, int] = (4096, 64)
@@ -62,6 +64,7 @@ QUICK = Extent(
     pairs=1,
     steps=3,
     idle_sites=200,
+    deployed_rounds=3,
     clients=1000,
     scale_rounds=2,
     aggregated=(512, 2),

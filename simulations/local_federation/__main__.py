@@ -10,11 +10,8 @@ site an agent, a SuperNode and an executor, with TLS, node keys and private fold
 
 from __future__ import annotations
 
-import contextlib
-import shutil
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +22,7 @@ from common.config.run import RunConfig
 from common.console import INTERRUPTED, error_console, one_line_errors
 from common.errors import RunError
 from common.quiet import quiet_dependencies
-from simulations.local_federation.commands import ROOT, json_of
+from simulations.local_federation.commands import ROOT, json_of, short_folder
 from simulations.local_federation.federation import (
     LocalFederation,
     Say,
@@ -89,17 +86,6 @@ def _run(federation: LocalFederation, wanted: Path, sites: int) -> tuple[dict[st
     return line, federation.export(run)
 
 
-@contextlib.contextmanager
-def short_folder(keep: Path | None, part: str) -> Iterator[Path]:
-    """A new folder with a short path, as unix sockets need one; what is worth it is copied to ``keep`` afterwards."""
-    with tempfile.TemporaryDirectory(prefix="fedtune", ignore_cleanup_errors=True) as name:
-        try:
-            yield Path(name)
-        finally:
-            if keep is not None:
-                shutil.copytree(name, keep / part, ignore=shutil.ignore_patterns("*.sock", "flower", "*.key", "secret"))
-
-
 def main(
     config: Annotated[Path, typer.Argument(help="Run config of a classification.")] = ROOT / "configs/quickstart.yaml",
     sites: Annotated[int, typer.Option(min=1, help="How many of its sites.")] = 3,
@@ -120,6 +106,7 @@ def main(
             done = federate(load_run_config(config, chosen), sites, folder, _say)
             for site, ledger in done["ledgers"].items():
                 _say(f"{site}: its ledger has ε {spent(ledger):.2f}")
+            _say(f"with privacy: {done['run']['completed_rounds']} rounds are done, and {sites} ledgers tell of them")
         if plain:
             wanted = load_run_config(config, [*chosen, "privacy={unit: none}", "name=plain"])
             with short_folder(out, "plain") as folder:

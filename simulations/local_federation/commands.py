@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -96,6 +98,30 @@ def wait_for(holds: Callable[[], bool], what: str, processes: Sequence[subproces
         if time.monotonic() > deadline:
             raise RunError(f"waited {WAIT_S:g} s for {what}; expected it by then. Look at the logs.")
         time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def short_folder(keep: Path | None, part: str) -> Iterator[Path]:
+    """A new folder with a short path, as unix sockets need one.
+
+    Args:
+        keep: where to copy what is worth it afterwards, without keys; None for nowhere.
+        part: name of the copy.
+
+    Raises:
+        RunError: for a run that failed, with where its logs are: they are copied in any case then.
+    """
+    with tempfile.TemporaryDirectory(prefix="fedtune", ignore_cleanup_errors=True) as name:
+        try:
+            yield Path(name)
+        except RunError as error:
+            if keep is not None:
+                raise
+            keep = Path(tempfile.mkdtemp(prefix="fedtune-failed-"))
+            raise RunError(f"{error} They are kept in {keep}/{part}.") from None
+        finally:
+            if keep is not None:
+                shutil.copytree(name, keep / part, ignore=shutil.ignore_patterns("*.sock", "flower", "*.key", "secret"))
 
 
 def free_ports(count: int) -> list[int]:

@@ -32,6 +32,19 @@ Say = Callable[[str], None]
 OVER = ("completed", "stopped", "failed")
 
 
+@dataclass(frozen=True)
+class Way:
+    """How a site gets to the coordinator.
+
+    Attributes:
+        address: of the gateway, for this site; the usual one if not given.
+        inside: command that the site's processes run inside, such as ``ip netns exec NAME``.
+    """
+
+    address: str | None = None
+    inside: tuple[str, ...] = ()
+
+
 @dataclass
 class LocalFederation:
     """A coordinator that is up, and its sites.
@@ -59,11 +72,15 @@ class LocalFederation:
         """The coordinator's state folder."""
         return self.folder / "coordinator"
 
-    def enrol(self, name: str, public_key: Path) -> Path:
-        """Enrol a site at the coordinator and return its kit."""
+    def enrol(self, name: str, public_key: Path, address: str | None = None) -> Path:
+        """Enrol a site at the coordinator and return its kit, with another address of the gateway if one is given."""
         kit = public_key.parent / "coordinator.kit.yaml"
         command("server", "sites", "add", name, public_key, "--state", self.state)
+        file = self.state / "server.yaml"
+        usual = file.read_text(encoding="utf-8")
+        file.write_text(usual.replace(self.address, address or self.address), encoding="utf-8")
         command("server", "sites", "kit", name, "--out", kit, "--state", self.state)
+        file.write_text(usual, encoding="utf-8")
         return kit
 
     def start_site(self, site: str, places: Places, up: Sequence[str | Path], ends: contextlib.ExitStack) -> None:
@@ -85,11 +102,13 @@ class LocalFederation:
         processes = [self.coordinator, *self.sites.values()]
         wait_for(started, "the sites to start", processes)  # costs nothing, where asking costs a process
         wait_for(connected, "the sites to connect", processes)
+        self.say(f"{len(self.sites)} sites are connected")
 
     def submit(self, config: Path, *overrides: str) -> str:
         """Submit a run and return its name."""
         options = [part for override in overrides for part in ("--set", override)]
         name: str = json_of("server", "run", config, *options, "--state", self.state)["run"]
+        self.say(f"{name}: submitted")
         return name
 
     def wait_until_over(self, run: str) -> dict[str, Any]:
@@ -121,17 +140,17 @@ class LocalFederation:
 
 
 @contextlib.contextmanager
-def local_coordinator(folder: Path, name: str, say: Say) -> Iterator[LocalFederation]:
-    """Make a coordinator and keep it up for as long as the context lasts."""
+def local_coordinator(folder: Path, name: str, say: Say, host: str = LOOPBACK) -> Iterator[LocalFederation]:
+    """Make a coordinator, whose gateway listens on ``host``, and keep it up for as long as the context lasts."""
     public, superlink = free_ports(2)
     state = folder / "coordinator"
     command(
-        "server", "init", "--federation", name, "--address", f"{LOOPBACK}:{public}", "--listen", LOOPBACK,
+        "server", "init", "--federation", name, "--address", f"{host}:{public}", "--listen", host,
         "--superlink-port", str(superlink), "--device", "cpu", "--state", state,
     )  # fmt: skip
-    say(f"coordinator: the gateway is {LOOPBACK}:{public}, the SuperLink {LOOPBACK}:{superlink}")
+    say(f"coordinator: the gateway is {host}:{public}, the SuperLink {LOOPBACK}:{superlink}")
     with coordinator_up(folder) as process:
-        yield LocalFederation(folder, f"{LOOPBACK}:{public}", say, process)
+        yield LocalFederation(folder, f"{host}:{public}", say, process)
 
 
 @contextlib.contextmanager
@@ -141,14 +160,18 @@ def coordinator_up(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     config = load_server_config(state / "server.yaml")
     up: list[str | Path] = [sys.executable, "-m", "server.cli", "up", "--state", state]
     with running(up, folder / "coordinator.log") as process:
-        ports = (config.port, config.superlink_port)
-        wait_for(lambda: all(map(listens, ports)), "the coordinator to be up", [process])
+        doors = ((config.port, config.listen), (config.superlink_port, LOOPBACK))
+        wait_for(lambda: all(listens(*door) for door in doors), "the coordinator to be up", [process])
         yield process
 
 
 @contextlib.contextmanager
 def real_sites(
-    federation: LocalFederation, config: RunConfig, files: Mapping[str, Path], epsilon: float
+    federation: LocalFederation,
+    config: RunConfig,
+    files: Mapping[str, Path],
+    epsilon: float,
+    ways: Mapping[str, Way] | None = None,
 ) -> Iterator[None]:
     """Make sites with agent, policy and ledger, and keep them up for as long as the context lasts.
 
@@ -157,6 +180,7 @@ def real_sites(
         config: whose task, labels and base model they allow.
         files: private rows by site, each in the folder of its site.
         epsilon: budget of each.
+        ways: of sites that get to the coordinator otherwise than straight.
     """
     labels = ",".join(map(str, config.data.labels or ()))
     with contextlib.ExitStack() as ends:
@@ -167,11 +191,13 @@ def real_sites(
                 "--labels", labels, "--model", config.model.source, "--epsilon", str(epsilon),
                 "--delta", str(config.privacy.delta), "--device", "cpu",
             )  # fmt: skip
-            kit = federation.enrol(site, folder / "keys" / "site.pub")
+            way = (ways or {}).get(site, Way())
+            kit = federation.enrol(site, folder / "keys" / "site.pub", way.address)
             told = Kit.read(kit).fingerprint()  # read out by telephone, where there are two people
             command("client", "enroll", kit, "--site", folder / "site.yaml", "--fingerprint", told)
             places = Places.beside(folder / "site.yaml")
-            federation.start_site(site, places, [sys.executable, "-m", "client.cli", "up", places.site_config], ends)
+            up = [*way.inside, sys.executable, "-m", "client.cli", "up", places.site_config]
+            federation.start_site(site, places, up, ends)
             federation.say(f"{site}: enrolled, with {len(rows.read_text().splitlines())} rows of its own")
         federation.wait_until_connected()
         yield

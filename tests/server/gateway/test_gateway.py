@@ -12,8 +12,10 @@ import httpx
 import pytest
 import uvicorn
 from cryptography.hazmat.primitives.serialization import Encoding
+from flwr.supercore.retry.http_retry import _RETRYABLE_STATUS_CODES
 
 from server.authority import issue, key_bytes, load_authority, new_authority, new_key
+from server.gateway.forward import TRY_AGAIN
 from server.gateway.serve import gateway_server
 from server.state_folder import StateFolder, write_private
 from tests.server.coordinator import LOOPBACK, coordinator
@@ -167,7 +169,7 @@ def test_second_header_on_a_connection_has_its_time_too(gateway: Running) -> Non
 
 def test_body_that_stops_coming_is_given_up(gateway: Running) -> None:
     answer = gateway.raw(HEAD + b"content-length: 100\r\n\r\nhello")
-    assert answer.split(b" ")[1] == b"408"
+    assert int(answer.split(b" ")[1]) == TRY_AGAIN
 
 
 def test_plaintext_is_closed(gateway: Running) -> None:
@@ -208,7 +210,11 @@ def test_upstream_with_another_name_is_not_spoken_to() -> None:
 def test_requests_over_the_rate_are_refused_once_the_wait_is_too_long() -> None:
     with running(requests_per_s=0.01, burst=3, queue_timeout_s=1.0) as made, made.client() as client:
         codes = [client.post("/v1/fleet/get-run").status_code for _ in range(4)]
-    assert codes == [200, 200, 200, 429]
+    assert codes == [200, 200, 200, TRY_AGAIN]
+
+
+def test_what_may_be_tried_again_is_tried_again_by_flowers_client() -> None:
+    assert TRY_AGAIN in _RETRYABLE_STATUS_CODES
 
 
 def with_certificate(state: StateFolder, began: datetime) -> None:
