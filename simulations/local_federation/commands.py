@@ -80,13 +80,16 @@ def running(arguments: Sequence[str | Path], log: Path, **variables: str) -> Ite
         process.wait()
 
 
-def wait_for(holds: Callable[[], bool], what: str, processes: Sequence[subprocess.Popen[bytes]] = ()) -> None:
+def wait_for(
+    holds: Callable[[], bool], what: str, processes: Sequence[subprocess.Popen[bytes]] = (), look_s: float = 0.2
+) -> None:
     """Wait until something holds.
 
     Args:
         holds: whether it does.
         what: what is waited for, for the error.
         processes: that must not end meanwhile.
+        look_s: seconds between two looks.
 
     Raises:
         RunError: if a process ends, or it takes too long.
@@ -97,7 +100,7 @@ def wait_for(holds: Callable[[], bool], what: str, processes: Sequence[subproces
             raise RunError(f"a process ended before {what}; expected it to go on. Look at its log.")
         if time.monotonic() > deadline:
             raise RunError(f"waited {WAIT_S:g} s for {what}; expected it by then. Look at the logs.")
-        time.sleep(0.2)
+        time.sleep(look_s)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,10 @@ from client.places import Places
 from common.config.run import RunConfig
 from common.errors import RunError
 from common.kit import Kit
+from server.run_place import find_run
+from server.run_view import run_line
 from server.server_config import load_server_config
+from server.state_folder import StateFolder
 from server.supervise.service import listens
 from simulations.local_federation.commands import (
     LOOPBACK,
@@ -101,7 +104,7 @@ class LocalFederation:
         logs = [places.log("supernode") for places in self.places.values()]
         processes = [self.coordinator, *self.sites.values()]
         wait_for(started, "the sites to start", processes)  # costs nothing, where asking costs a process
-        wait_for(connected, "the sites to connect", processes)
+        wait_for(connected, "the sites to connect", processes, look_s=2.0)
         self.say(f"{len(self.sites)} sites are connected")
 
     def submit(self, config: Path, *overrides: str) -> str:
@@ -117,9 +120,10 @@ class LocalFederation:
         Raises:
             RunError: if it was not completed.
         """
+        place = find_run(StateFolder.open(self.state), run)  # and no command: its start would cost more than it says
         said, deadline = 0, time.monotonic() + WAIT_S
         while True:
-            line = next(run_ for run_ in json_of("server", "runs", "--state", self.state) if run_["run"] == run)
+            line = run_line(place)
             if line["completed_rounds"] > said:
                 said, deadline = line["completed_rounds"], time.monotonic() + WAIT_S
                 self.say(f"{run}: round {said}/{line['rounds']}")

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from client.places import Places
@@ -63,6 +64,14 @@ def is_alive(pid: int) -> bool:
     return True
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process runs that is no child of ours, and so is nothing to us once it is a zombie."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_what_ends_is_started_again_and_what_runs_is_ended(tmp_path: Path) -> None:
     components = [shell(tmp_path, "agent", "exec sleep 600"), shell(tmp_path, "executor", "echo one line; exit 3")]
     supervisor = Supervisor(components, tmp_path / "up.json")
@@ -99,6 +108,43 @@ def test_component_that_does_not_end_when_asked_is_killed(tmp_path: Path, monkey
     found = run_until(supervisor, is_up)
     assert not is_alive(found["agent"]["pid"])
     assert supervisor.report()["components"]["agent"]["last_exit"] == -signal.SIGKILL
+
+
+def test_what_a_component_started_and_left_behind_is_killed_at_the_end(tmp_path: Path) -> None:
+    script = "(trap '' TERM; exec sleep 600) & echo $! > child; wait"
+    supervisor = Supervisor([shell(tmp_path, "executor", script)], tmp_path / "up.json")
+    child = tmp_path / "child"
+    run_until(supervisor, lambda parts: child.exists() and bool(child.read_text().strip()))
+    _wait_for(lambda: None if is_running(int(child.read_text())) else 1)
+
+
+def test_supervisor_that_does_not_end_is_killed_with_all_it_runs(tmp_path: Path) -> None:
+    script = textwrap.dedent(
+        """
+        import signal, sys, threading
+        from pathlib import Path
+        from client.places import Places
+        from client.supervise.running import only_one
+        from client.supervise.supervisor import Supervisor
+        from tests.client.supervise.test_supervisor import shell
+        places = Places.beside(Path(sys.argv[1]) / "site.yaml")
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with only_one(places):
+            executor = shell(places.folder, "executor", "sleep 600 & echo $! > child; wait")
+            Supervisor([executor], places.running).run(threading.Event())
+        """
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, tmp_path], cwd=Path(__file__).parents[3])
+    places, child = Places.beside(tmp_path / "site.yaml"), tmp_path / "child"
+    try:
+        _wait_for(lambda: (child.exists() and bool(child.read_text().strip())) or None)
+        _wait_for(lambda: what_runs(places) or None)
+        assert end(places, wait_s=0.5)
+        assert process.wait(PATIENCE_S) == -signal.SIGKILL
+        _wait_for(lambda: None if is_running(int(child.read_text())) else 1)
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the system ends orphans on Linux alone")
