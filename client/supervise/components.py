@@ -125,7 +125,8 @@ def supernode_command(
 def executor_command(secret: Path | str, port: int) -> tuple[str, ...]:
     """Return the command of Flower's executor. Its calls stay on loopback, without TLS but with the secret."""
     return (
-        _flower("flower-superexec"), "--runtime-api-address", f"{_LOOPBACK}:{port}", "--insecure",
+        str(Path(sys.executable).parent / "flower-superexec"),
+        "--runtime-api-address", f"{_LOOPBACK}:{port}", "--insecure",
         "--superexec-auth-secret-file", str(secret),
     )  # fmt: skip
 
@@ -156,7 +157,3 @@ def free_port() -> int:
         probe.bind((_LOOPBACK, 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _flower(name: str) -> str:
-    return str(Path(sys.executable).parent / name)

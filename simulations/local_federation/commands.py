@@ -57,17 +57,20 @@ def json_of(program: str, *arguments: str | Path) -> Any:
 
 
 @contextlib.contextmanager
-def running(arguments: Sequence[str | Path], log: Path, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    arguments: Sequence[str | Path], log: Path, folder: Path = ROOT, **variables: str
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a process for as long as the context lasts; then end it and all that it started.
 
     Args:
         arguments: of this interpreter, or a program.
         log: file for its output.
+        folder: its working folder.
         variables: of its environment.
     """
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [str(part) for part in arguments], cwd=ROOT, env={**environment(), **variables}, stdin=subprocess.DEVNULL,
+            [str(part) for part in arguments], cwd=folder, env={**environment(), **variables}, stdin=subprocess.DEVNULL,
             stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
     try:
