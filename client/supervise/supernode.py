@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 
 from client.supervise.deaf_node import end_when_deaf
 from client.supervise.sign_off import sign_off_before
+from client.supervise.steady_link import make_steady
 
 PROGRAM = "flower-supernode"
 
@@ -17,6 +18,7 @@ def main() -> None:
     ours = logging.getLogger("client")  # Flower shows what is its own
     ours.addHandler(logging.StreamHandler())
     ours.propagate = False
+    make_steady()
     sign_off_before(sys.argv[1:])
     end_when_deaf()
     (program,) = entry_points(group="console_scripts", name=PROGRAM)

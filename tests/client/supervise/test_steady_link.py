@@ -14,7 +14,7 @@ import httpx
 import pytest
 from flwr.supercore.retry import make_simple_http_retry_invoker
 
-from client.supernode import BROKE, PROGRAM, steady
+from client.supervise.steady_link import BROKE, steady
 from tests.server.gateway.running import running
 
 LOOPBACK = "127.0.0.1"
@@ -89,7 +89,7 @@ def test_answer_over_a_good_link_arrives_whole() -> None:
 
 def test_program_is_flowers() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "client.supernode", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "client.supervise.supernode", "--help"], capture_output=True, text=True, check=True
     )
-    assert PROGRAM in done.stdout
+    assert "flower-supernode" in done.stdout
     assert "--superlink" in done.stdout

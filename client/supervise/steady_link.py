@@ -1,4 +1,4 @@
-"""Flower's SuperNode as ``fedtune-client up`` starts it: one that does not take a broken link for a wrong certificate.
+"""A SuperNode's link: one that breaks while TLS shakes hands is not taken for a wrong certificate.
 
 Flower repeats a request for ever when the link breaks, except where the error's text names SSL: it gives up then, drops
 the update that it was sending, and ends. That is right for a certificate; but a link that breaks, or is too slow, while
@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 from collections.abc import Callable, Iterator
-from importlib.metadata import entry_points
 
 import httpx
 
-PROGRAM = "flower-supernode"
 BROKE = "the link broke or was too slow"
 
 _Handle = Callable[[httpx.HTTPTransport, httpx.Request], httpx.Response]
@@ -60,13 +57,6 @@ def _told_apart() -> Iterator[None]:
         raise
 
 
-def main() -> None:
-    """Run Flower's program on the command line's arguments."""
+def make_steady() -> None:
+    """Have every httpx client of this process tell a broken link from a wrong certificate."""
     httpx.HTTPTransport.handle_request = steady(httpx.HTTPTransport.handle_request)  # type: ignore[method-assign]
-    (program,) = entry_points(group="console_scripts", name=PROGRAM)
-    sys.argv[0] = PROGRAM
-    sys.exit(program.load()())
-
-
-if __name__ == "__main__":
-    main()
