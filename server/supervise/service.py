@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from common.atomic import write_atomic
-from common.errors import ConfigError, RunError
+from common.errors import ConfigError
 from server.state_folder import StateFolder, locked
 from server.supervise.components import coordinator_components
 from server.supervise.processes import Supervised, end_families, identity_of, is_alive
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.5
 STOP_WAIT_S = 60.0
+"""Seconds that a coordinator has to end by itself before it is killed, and its processes with it."""
 
 
 def serve(state: StateFolder, only: Sequence[str] = (), started: Callable[[], None] = lambda: None) -> None:
@@ -77,12 +78,8 @@ def running_service(state: StateFolder) -> dict[str, Any] | None:
     return known if known is not None and is_alive(known["service"]) else None
 
 
-def stop_service(state: StateFolder) -> bool:
-    """End a running coordinator; return False if there is none.
-
-    Raises:
-        RunError: if it does not end.
-    """
+def stop_service(state: StateFolder, wait_s: float = STOP_WAIT_S) -> bool:
+    """End a running coordinator, by force if it does not end in time; return False if there is none."""
     known = running_service(state)
     if known is None:
         _end_left_over(state)
@@ -90,11 +87,15 @@ def stop_service(state: StateFolder) -> bool:
     try:
         process = psutil.Process(known["service"]["pid"])
         process.terminate()
-        process.wait(STOP_WAIT_S)
+        try:
+            process.wait(wait_s)
+        except psutil.TimeoutExpired:
+            logger.warning("the coordinator does not end; it is killed")
+            process.kill()
+            process.wait()
     except psutil.NoSuchProcess:
         pass
-    except psutil.TimeoutExpired:
-        raise RunError(f"the coordinator did not end within {STOP_WAIT_S:g} s; expected it to. See its log.") from None
+    _end_left_over(state)
     return True
 
 

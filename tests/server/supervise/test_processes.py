@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -183,6 +184,22 @@ def test_unknown_component_is_refused_with_those_there_are() -> None:
 def test_stop_where_nothing_runs_says_so() -> None:
     with coordinator() as state:
         assert not stop_service(state)
+
+
+def test_coordinator_that_does_not_end_is_killed_and_its_processes_ended() -> None:
+    with coordinator() as state:
+        service, part = psutil.Popen(STUBBORN, stdout=subprocess.PIPE), psutil.Popen(SLEEPER)
+        try:
+            service.stdout.readline()
+            entries = {"gateway": {"process": identity_of(part.pid), "restarts": 0}}
+            state.up.write_text(json.dumps({"service": identity_of(service.pid), "components": entries}))
+            ends = [identity_of(service.pid), identity_of(part.pid)]
+            assert stop_service(state, wait_s=0.2)
+            assert not any(map(is_alive, ends))
+            assert not state.up.exists()
+        finally:
+            end_families([service.pid, part.pid])
+            service.stdout.close()
 
 
 def test_service_ends_its_components_on_sigterm() -> None:
