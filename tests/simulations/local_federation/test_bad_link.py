@@ -25,7 +25,7 @@ from common.config.run import RunConfig
 from server.run_place import RunPlace, find_run
 from server.state_folder import StateFolder
 from simulations.local_federation.bad_link import HERE, BadLink, Quality, bad_link, why_not
-from simulations.local_federation.commands import LOOPBACK, command, json_of, wait_for
+from simulations.local_federation.commands import LOOPBACK, WAIT_S, command, json_of, wait_for
 from simulations.local_federation.federation import LocalFederation, Way, local_coordinator, real_sites
 from simulations.local_federation.relay import Relay, relayed
 from simulations.local_federation.rows import write_site_rows
@@ -57,7 +57,7 @@ class Behind:
     def agent(self) -> dict[str, Any]:
         """What the agent behind the link says of itself."""
         places = Places.beside(self.folder / "site.yaml")
-        return status_of(places.socket(load_site_config(places.site_config)), wait_s=60.0)
+        return status_of(places.socket(load_site_config(places.site_config)), wait_s=WAIT_S)
 
     def rounds(self, place: RunPlace) -> list[dict[str, Any]]:
         return list(place.folder.iterate_records("round"))
