@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 
@@ -85,11 +83,3 @@ def test_answer_over_a_good_link_arrives_whole() -> None:
         answer = asked(Steady(verify=gateway.trusting()), gateway.config.port, 1)
     assert answer.status_code == 200
     assert len(answer.text) == 64
-
-
-def test_program_is_flowers() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "client.supervise.supernode", "--help"], capture_output=True, text=True, check=True
-    )
-    assert "flower-supernode" in done.stdout
-    assert "--superlink" in done.stdout
