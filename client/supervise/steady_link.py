@@ -59,4 +59,4 @@ def _told_apart() -> Iterator[None]:
 
 def make_steady() -> None:
     """Have every httpx client of this process tell a broken link from a wrong certificate."""
-    httpx.HTTPTransport.handle_request = steady(httpx.HTTPTransport.handle_request)  # type: ignore[method-assign]
+    httpx.HTTPTransport.handle_request = steady(httpx.HTTPTransport.handle_request)  # type: ignore[method-assign,assignment]
