@@ -242,12 +242,12 @@ def _write_run_config(folder: Path) -> None:
     """Write configs/mine.yaml: the coordinator's paths, its own test rows, many short rounds."""
     (folder / "configs").mkdir()
     values = yaml.safe_load(config_text(folder, folder / "models" / "minilm"))
-    rows = [row for row in label_rows(12) if row["label"] in LABELS]
+    test = str(write_rows(folder / "own-test.jsonl", [row for row in label_rows(12) if row["label"] in LABELS]))
     values |= {
         "name": "mine",
-        "data": {**values["data"], "test": str(write_rows(folder / "own-test.jsonl", rows)), "labels": LABELS},
+        "data": {**values["data"], "train": test, "test": test, "labels": LABELS},  # it reads no training rows
         "training": {"lr": 0.01, "batch_size": 4, "local_steps": 1},
-        "privacy": {"unit": "example", "epsilon": 4.0, "delta": 1e-3, "clip_norm": 0.5, "sample_rate": 0.1},
+        "privacy": {"unit": "example", "epsilon": 4.0, "delta": 1e-5, "clip_norm": 0.5, "sample_rate": 0.1},
         "federation": {"rounds": 60},
         "aggregation": {"method": "ffa_lora"},
     }

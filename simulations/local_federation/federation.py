@@ -200,7 +200,7 @@ def real_sites(
             told = Kit.read(kit).fingerprint()  # read out by telephone, where there are two people
             command("client", "enroll", kit, "--site", folder / "site.yaml", "--fingerprint", told)
             places = Places.beside(folder / "site.yaml")
-            up = [*way.inside, sys.executable, "-m", "client.cli", "up", places.site_config]
+            up: list[str | Path] = [*way.inside, sys.executable, "-m", "client.cli", "up", places.site_config]
             federation.start_site(site, places, up, ends)
             federation.say(f"{site}: enrolled, with {len(rows.read_text().splitlines())} rows of its own")
         federation.wait_until_connected()
