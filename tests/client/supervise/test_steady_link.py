@@ -10,9 +10,10 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from flwr.proto.message_pb2 import PushObjectResponse
 from flwr.supercore.retry import make_simple_http_retry_invoker
 
-from client.supervise.steady_link import BROKE, steady
+from client.supervise.steady_link import BROKE, PUSH, steady
 from tests.server.gateway.running import running
 
 LOOPBACK = "127.0.0.1"
@@ -83,3 +84,30 @@ def test_answer_over_a_good_link_arrives_whole() -> None:
         answer = asked(Steady(verify=gateway.trusting()), gateway.config.port, 1)
     assert answer.status_code == 200
     assert len(answer.text) == 64
+
+
+def refused(request: httpx.Request) -> httpx.Response:
+    """What the SuperLink says to a piece that it has."""
+    return httpx.Response(200, content=PushObjectResponse(stored=False).SerializeToString())
+
+
+@pytest.mark.parametrize("path", [PUSH, "/v1/fleet/push-messages"])
+def test_piece_that_was_sent_before_without_an_answer_counts_as_stored(path: str) -> None:
+    broken = [True]
+
+    def handle(transport: httpx.HTTPTransport, request: httpx.Request) -> httpx.Response:
+        if broken.pop() if broken else False:
+            raise httpx.ReadError("EOF")
+        return refused(request)
+
+    class Breaks(httpx.HTTPTransport):
+        handle_request = steady(handle)
+
+    with httpx.Client(transport=Breaks()) as client:
+        url = f"https://{LOOPBACK}{path}"
+        with pytest.raises(httpx.ReadError, match=BROKE):
+            client.post(url, content=b"one")
+        stored = [
+            PushObjectResponse.FromString(client.post(url, content=body).content).stored for body in (b"one", b"two")
+        ]
+    assert stored == [path == PUSH, False]  # what was not tried before is refused as it was
