@@ -1,7 +1,11 @@
-"""Processes killed at a random moment of a run, one of each kind, in two federations of real processes."""
+"""Processes killed at a random moment of a run, in two federations of real processes.
+
+A fault takes two to three minutes, so that four of the eleven are tried unless FEDTUNE_FAULTS is "all".
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,6 +18,9 @@ CASES = [
     *(("plain", kind) for kind in ("superlink", "executor", "serverapp", "gateway", "everything", "upload-supernode")),
     *(("private", kind) for kind in ("agent", "supernode", "clientapp", "upload-clientapp", "site")),
 ]
+TRIED = CASES if os.environ.get("FEDTUNE_FAULTS") == "all" else [
+    ("plain", "serverapp"), ("plain", "everything"), ("private", "agent"), ("private", "supernode"),
+]  # fmt: skip
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +33,7 @@ def trials(request: pytest.FixtureRequest) -> Iterator[Trials]:
         yield faults
 
 
-@pytest.mark.parametrize(("trials", "kind"), CASES, indirect=["trials"])
+@pytest.mark.parametrize(("trials", "kind"), TRIED, indirect=["trials"])
 def test_run_ends_complete_and_nothing_is_spent_twice(trials: Trials, kind: str) -> None:
     trial = trials.fault(kind, np.random.default_rng(len(kind)))
     assert trial.sound, trial
