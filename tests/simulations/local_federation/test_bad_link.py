@@ -3,11 +3,14 @@ than its deadline.
 
 Two links: real TCP over 1 Mbit/s, 300 ms and 2 % of lost packets, in a network namespace, where the machine lets us;
 and a relay that cuts connections, everywhere.
+
+It takes ten minutes and more, and runs where FEDTUNE_BAD_LINK is set. It was not yet seen to pass from end to end.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +34,10 @@ from simulations.local_federation.relay import Relay, relayed
 from simulations.local_federation.rows import write_site_rows
 from tests.conftest import config_text
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif("FEDTUNE_BAD_LINK" not in os.environ, reason="FEDTUNE_BAD_LINK is not set"),
+]
 
 PRIVATE = {"unit": "example", "noise_multiplier": 1.0, "delta": 1e-3, "clip_norm": 0.5, "sample_rate": 0.5}
 BREAK_S = 35.0
