@@ -7,6 +7,7 @@ from dp_accounting import dp_event
 from dp_accounting.pld import PLDAccountant
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from opacus.accountants.analysis import rdp
 
 from common.config.run import RunConfig
 from common.errors import PrivacyError
@@ -75,6 +76,16 @@ def test_nothing_done_spends_nothing_and_no_noise_is_refused() -> None:
         epsilon_spent([Segment(0.0, 0.1, 5)], 1e-5)
     with pytest.raises(PrivacyError):
         epsilon_spent([Segment(1.0, 1.5, 5)], 1e-5)
+
+
+def test_bounds_of_a_step_are_computed_once_for_any_number_of_steps() -> None:
+    epsilon_spent([Segment(1.23, 0.0456, 7)], 1e-5)
+    known = rdp._compute_rdp.cache_info()
+    more = epsilon_spent([Segment(1.23, 0.0456, 700)], 1e-5)
+    after = rdp._compute_rdp.cache_info()
+    assert after.hits > known.hits
+    assert after.misses == known.misses
+    assert more == pytest.approx(pld_epsilon([Segment(1.23, 0.0456, 700)], 1e-5), rel=0.02)
 
 
 def test_plan_counts_every_round_and_divides_by_the_expected_batch(make_config: Callable[..., RunConfig]) -> None:
