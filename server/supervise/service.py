@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
@@ -87,15 +88,23 @@ def stop_service(state: StateFolder, wait_s: float = STOP_WAIT_S) -> bool:
     try:
         process = psutil.Process(known["service"]["pid"])
         process.terminate()
-        try:
-            process.wait(wait_s)
-        except psutil.TimeoutExpired:
+        if not _ends(process, wait_s):
             logger.warning("the coordinator does not end; it is killed")
             process.kill()
-            process.wait()
+            _ends(process, wait_s)
     except psutil.NoSuchProcess:
         pass
     _end_left_over(state)
+    return True
+
+
+def _ends(process: psutil.Process, wait_s: float) -> bool:
+    """Wait until a process has ended, also one whose status its parent never takes; return whether it has in time."""
+    deadline = time.monotonic() + wait_s
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
     return True
 
 

@@ -202,6 +202,19 @@ def test_coordinator_that_does_not_end_is_killed_and_its_processes_ended() -> No
             service.stdout.close()
 
 
+def test_coordinator_whose_status_nobody_takes_has_ended_all_the_same() -> None:
+    with coordinator() as state:
+        service = psutil.Popen(SLEEPER)  # ours, so that it is a zombie to the process that ends it
+        try:
+            state.up.write_text(json.dumps({"service": identity_of(service.pid), "components": {}}))
+            command = [sys.executable, "-m", "server.cli", "down", "--state", str(state.path)]
+            subprocess.run(command, timeout=WAIT_S, check=True, capture_output=True)
+            assert service.status() == psutil.STATUS_ZOMBIE
+        finally:
+            end_families([service.pid])
+            service.wait()
+
+
 def test_service_ends_its_components_on_sigterm() -> None:
     with coordinator() as state:
         seen: dict[str, object] = {}
