@@ -43,7 +43,9 @@ def is_finite(tensors: Mapping[str, Tensor]) -> bool:
 
 def is_usable(adapter: Mapping[str, Tensor], largest: float = LARGEST_WEIGHT) -> bool:
     """Whether all entries are numbers of at most ``largest``."""
-    return is_finite(adapter) and all(float(value.abs().max()) <= largest for value in adapter.values() if len(value))
+    return is_finite(adapter) and all(
+        float(value.abs().max()) <= largest for value in adapter.values() if value.numel()
+    )
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

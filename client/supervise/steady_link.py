@@ -38,7 +38,8 @@ def steady(handle: _Handle) -> _Handle:
             with _told_apart():
                 response = handle(transport, request)
         except httpx.TransportError:
-            unanswered.add(piece)
+            if piece:
+                unanswered.add(piece)
             raise
         if piece and response.is_server_error:
             unanswered.add(piece)

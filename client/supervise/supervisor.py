@@ -157,9 +157,8 @@ class Supervisor:
                 time.sleep(0.05)
             if not _has_ended(process):
                 logger.warning("%s does not end; it is killed", kept.component.name)
-            with contextlib.suppress(
-                ProcessLookupError, PermissionError
-            ):  # macOS: nobody but the ended leader is there
+            # macOS refuses where nobody but the ended leader is there.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             kept.last_exit, kept.process = process.wait(), None
         self._write()

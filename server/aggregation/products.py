@@ -19,7 +19,7 @@ so many sites, evenly spaced in order of name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -77,15 +77,15 @@ def measure(
         return None
     share = torch.tensor([weights[site] for site in sites], dtype=torch.float64)
     share /= share.sum()
-    rounds = [
+    rounds = (
         _LayerRound(
             factors_of(before, layer),
             [factors_of(local[site], layer) for site in sites],
             stacked([_total(after, layer), fixed_of(before, layer)], [1.0, -1.0]),
         )
         for layer in layers
-    ]
-    return (_measured if len(sites) <= MOST_PAIRED else _measured_of_many)(sites, rounds, share)
+    )  # one layer in float64 at a time
+    return (_measured_of_all if len(sites) <= MOST_PAIRED else _measured_of_many)(sites, rounds, share)
 
 
 @dataclass(frozen=True)
@@ -110,16 +110,21 @@ def inner_products(products: Sequence[Factors]) -> Tensor:
     return entries.new_zeros(len(products), len(products)).index_add_(1, owner, rows)
 
 
-def _measured_of_many(sites: list[str], rounds: list[_LayerRound], share: Tensor) -> RoundProducts:
+def _measured_of_all(sites: list[str], rounds: Iterable[_LayerRound], share: Tensor) -> RoundProducts:
+    gram = torch.zeros(len(sites) + 2, len(sites) + 2, dtype=torch.float64)
+    for one in rounds:
+        gram += inner_products([one.first, *one.own, one.made])
+    return _measured(sites, gram, share)
+
+
+def _measured_of_many(sites: list[str], rounds: Iterable[_LayerRound], share: Tensor) -> RoundProducts:
     count = len(sites)
     own, with_first = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
     first, mean, error = 0.0, 0.0, 0.0
     paired = [count * place // MOST_PAIRED for place in range(MOST_PAIRED)]
-    few = [
-        _LayerRound(one.first, [one.own[place] for place in paired], Factors(one.made.b[:, :0], one.made.a[:0]))
-        for one in rounds
-    ]
+    gram = torch.zeros(MOST_PAIRED + 2, MOST_PAIRED + 2, dtype=torch.float64)
     for one in rounds:
+        gram[:-1, :-1] += inner_products([one.first, *(one.own[place] for place in paired)])
         whole, shared = stacked(one.own), stacked(one.own, share.tolist())
         owner = torch.repeat_interleave(torch.arange(count), torch.tensor([product.rank for product in one.own]))
         entries = ((one.first.b.T @ whole.b) * (one.first.a @ whole.a.T)).sum(dim=0)
@@ -132,7 +137,7 @@ def _measured_of_many(sites: list[str], rounds: list[_LayerRound], share: Tensor
     mean, error = (value if value > tiny else 0.0 for value in (mean, error))
     drift = float(share @ own) - mean
     norms = (own - 2.0 * with_first + first).clamp(min=0.0)
-    cosines = _measured([sites[place] for place in paired], few, share[paired] / share[paired].sum())
+    cosines = _measured([sites[place] for place in paired], gram, share[paired] / share[paired].sum())
     return RoundProducts(
         error=(error / mean) ** 0.5 if mean > 0 else None,
         drift=drift**0.5 if drift > tiny else 0.0,
@@ -157,11 +162,8 @@ def _squares(mean: Factors, made: Factors) -> tuple[float, float]:
     return of_mean, of_error
 
 
-def _measured(sites: list[str], rounds: list[_LayerRound], share: Tensor) -> RoundProducts:
+def _measured(sites: list[str], gram: Tensor, share: Tensor) -> RoundProducts:
     count, last = len(sites), len(sites) + 1
-    gram = torch.zeros(count + 2, count + 2, dtype=torch.float64)
-    for one in rounds:
-        gram += inner_products([one.first, *one.own, one.made])
     tiny = _RESOLUTION * float(gram.diagonal().max())
 
     def square(direction: Tensor) -> float:
