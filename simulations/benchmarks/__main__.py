@@ -33,7 +33,7 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="Few rows, sites and rounds: an impression.")] = False,
     rows: Annotated[int | None, typer.Option(min=8, help="Most rows of a real site.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of (a) and (c).")] = None,
-    pairs: Annotated[int | None, typer.Option(min=1, help="Turns of whole runs.")] = None,
+    pairs: Annotated[int | None, typer.Option(min=1, help="Turns of whole runs; of Flower's one.")] = None,
     workers: Annotated[int, typer.Option(min=2, help="Processes, where there are several.")] = 2,
     out: Annotated[Path, typer.Option(help="Where to write the figures.")] = Path("bench.json"),
     write_docs: Annotated[bool, typer.Option("--write-docs", help="Write the table into docs/benchmarks.md.")] = False,

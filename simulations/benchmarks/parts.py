@@ -69,22 +69,15 @@ def run_lines(
     yield line.against_limit(alone["ours"], alone["bare"], limits)
     yield _distance(part, f"{name} adapters of both, relative distance", sides.distance("ours", "bare"))
     resident.clear()
-    shared = in_turns(
-        {
-            "ours": sides.ours_shared,
-            "bare": sides.bare_shared,
-            "fresh": sides.flower,
-            "cached": sides.flower_cached,
-        },
-        extent.pairs,
-    )
+    shared = in_turns({"ours": sides.ours_shared, "bare": sides.bare_shared}, extent.pairs)
+    flowers = in_turns({"fresh": sides.flower, "cached": sides.flower_cached}, 1)
     many = f"{extent.workers} processes"
     line = compared(part, f"{name} ours / bare loop, {many}", shared["ours"], shared["bare"], f"<= {target:g}")
     yield line.against_limit(shared["ours"], shared["bare"], limits)
     yield _distance(part, f"{name} adapters of both, {many}", sides.distance("ours_shared", "bare_shared"))
     for kind, least in zip(("fresh", "cached"), flower, strict=True):
         label = f"{name} Flower's simulation, {kind} model / ours, {many}"
-        yield slower(part, label, shared["ours"], shared[kind], f">= {least:g}")
+        yield slower(part, label, shared["ours"][-1:], flowers[kind], f">= {least:g}")
 
 
 def _distance(part: str, name: str, distance: float) -> Line:

@@ -23,7 +23,7 @@ class Extent:
         rounds: of (a) and (c).
         sites: virtual sites of (b).
         virtual_rounds: of (b).
-        pairs: turns of whole runs.
+        pairs: turns of whole runs; Flower's simulation, which takes longest, runs once, after the last.
         steps: pairs of single steps.
         workers: processes where there are several.
         idle_sites: of (d).
@@ -33,11 +33,11 @@ class Extent:
         aggregated: of (g), size of the square layers and their number.
     """
 
-    rows: int = EVERY_ROW
+    rows: int = 96
     rounds: int = 5
     sites: int = 200
     virtual_rounds: int = 3
-    pairs: int = 1
+    pairs: int = 3
     steps: int = 5
     workers: int = 2
     idle_sites: int = 1000
