@@ -1,8 +1,8 @@
 """``python -m simulations.local_federation.faults --faults 100 --seed 0``: processes killed at random moments of runs.
 
 One federation without privacy and one with it, each up for all of its faults: coordinator, gateway and two sites as
-real processes, with TLS and keys. Each fault is a run of its own; a line of JSON tells what became of it. Faults that
-have a line already are not repeated, so the script can be stopped and started again.
+real processes, with TLS and keys. A run gets several faults, one after the other; a line of JSON tells what became of
+each. Faults that have a line already are not repeated, so the script can be stopped and started again.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from simulations.local_federation.commands import ROOT
 from simulations.local_federation.faults.disturbed import disturbed_federation
 from simulations.local_federation.faults.kinds import FAULTS
 from simulations.local_federation.faults.lines import append_line, read_lines, table
-from simulations.local_federation.faults.trial import Trial, Trials
+from simulations.local_federation.faults.trial import Trials
 from simulations.results.page import write_tables
 
 FEDERATIONS = ("plain", "private")
+FAULTS_A_RUN, ROUNDS = 5, 14
+MOST_IDLE = 3
 PAGE = ROOT / "docs" / "faults.md"
 COMMAND = "python -m simulations.local_federation.faults --write-docs"
 
@@ -84,17 +86,20 @@ def main(
 
 
 def _befall(federation: str, missing: Sequence[Planned], seed: int, out: Path) -> None:
-    with disturbed_federation(federation, _say) as made:
+    left, idle = list(missing), 0
+    with disturbed_federation(federation, ROUNDS, _say) as made:
         trials = Trials(made)
         trials.undisturbed()
-        _say(f"{federation}: a run takes {trials.usual_s:.0f} s")
-        for one in missing:
-            try:
-                trial = trials.fault(one.kind, np.random.default_rng([seed, 1, one.number]))
-            except RunError as error:  # it is a result too, and the next fault may come
-                trial = Trial.of_error(one.kind, federation, str(error))
-            append_line(out, {"seed": seed, "number": one.number} | trial.line())
-            _say(f"{one.number} {one.federation} {one.kind}: {'sound' if trial.sound else trial.line()}")
+        _say(f"{federation}: a round takes {trials.round_s:.1f} s")
+        while left:
+            batch = left[:FAULTS_A_RUN]
+            found = trials.run_with([(one.kind, np.random.default_rng([seed, 1, one.number])) for one in batch])
+            for one, trial in zip(batch, found, strict=False):  # what the run was too short for, the next one gets
+                append_line(out, {"seed": seed, "number": one.number} | trial.line())
+                _say(f"{one.number} {one.federation} {one.kind}: {'sound' if trial.sound else trial.line()}")
+            left, idle = left[len(found) :], 0 if found else idle + 1
+            if idle == MOST_IDLE:
+                raise RunError(f"no {batch[0].kind} was there to be killed in {idle} runs; expected one.")
 
 
 def _say(text: str) -> None:

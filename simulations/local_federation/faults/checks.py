@@ -50,9 +50,10 @@ def same_bits(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def closed_in_time(place: RunPlace, deadline_s: float) -> bool:
-    """Whether every round of a run was closed by its deadline."""
-    return all(record["seconds"]["total"] <= deadline_s + SLACK_S for record in place.folder.iterate_records("round"))
+def closed_in_time(place: RunPlace, deadline_s: float, first: int = 1) -> bool:
+    """Whether every round of a run, from the ``first`` on, was closed by its deadline."""
+    records = (record for record in place.folder.iterate_records("round") if record["round"] >= first)
+    return all(record["seconds"]["total"] <= deadline_s + SLACK_S for record in records)
 
 
 def rounds_of(place: RunPlace, site: str) -> set[int]:

@@ -35,7 +35,7 @@ from simulations.local_federation.federation import (
 )
 from simulations.local_federation.rows import write_joint_rows, write_site_rows
 
-SITES, ROUNDS, ROWS = 2, 3, 36
+SITES, ROWS = 2, 36
 DEADLINE_S = {"plain": 200.0, "private": 40.0}
 """Seconds that a round has. Without privacy a round needs every site, or it is repeated when it is over; with privacy
 it goes on at its deadline with one."""
@@ -71,6 +71,11 @@ class Disturbed:
     def state(self) -> StateFolder:
         """The coordinator's state folder."""
         return StateFolder(self.federation.state)
+
+    @property
+    def rounds(self) -> int:
+        """Of every run."""
+        return self.config.federation.rounds
 
     @property
     def sites(self) -> dict[str, Places]:
@@ -163,11 +168,17 @@ def kill(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def disturbed_federation(kind: str, say: Say) -> Iterator[Disturbed]:
-    """Keep a federation of two sites up, on a tiny model, for as long as the context lasts."""
+def disturbed_federation(kind: str, rounds: int, say: Say) -> Iterator[Disturbed]:
+    """Keep a federation of two sites up, on a tiny model, for as long as the context lasts.
+
+    Args:
+        kind: "plain" or "private"; see :class:`Disturbed`.
+        rounds: of its runs.
+        say: is told what happens.
+    """
     with tempfile.TemporaryDirectory(prefix="ft", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        config = _config(folder, kind)
+        config = _config(folder, kind, rounds)
         files = write_site_rows(config, SITES, folder)
         if kind == "plain":
             write_joint_rows(config, files, folder / "joint.jsonl")
@@ -187,7 +198,7 @@ def disturbed_federation(kind: str, say: Say) -> Iterator[Disturbed]:
             yield Disturbed(kind, federation, config, again)
 
 
-def _config(folder: Path, kind: str) -> RunConfig:
+def _config(folder: Path, kind: str, rounds: int) -> RunConfig:
     rows = folder / "rows.jsonl"
     labels = [TINY_LABELS[number % 3] for number in range(ROWS)]
     words = [TINY_WORDS[number % 3 * 3 + number // 3 % 3] for number in range(ROWS)]
@@ -206,7 +217,7 @@ def _config(folder: Path, kind: str) -> RunConfig:
         "training": {"lr": 0.01, "batch_size": 6},
         "privacy": _PRIVACY[kind],
         "federation": {
-            "rounds": ROUNDS, "min_sites": _LEAST_SITES[kind], "round_timeout_s": DEADLINE_S[kind],
+            "rounds": rounds, "min_sites": _LEAST_SITES[kind], "round_timeout_s": DEADLINE_S[kind],
         },
         "evaluation": {"enabled": False},
     }  # fmt: skip

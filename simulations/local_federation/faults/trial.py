@@ -1,10 +1,10 @@
-"""One fault: a run, something killed in the middle of it, and what became of both."""
+"""Faults one after the other in the middle of a run, and what became of each and of the run."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 
 from common.errors import RunError
 from server.run_place import RunPlace
+from simulations.local_federation.commands import WAIT_S
 from simulations.local_federation.faults.checks import (
     Entries,
     adapter_of,
@@ -23,50 +24,46 @@ from simulations.local_federation.faults.checks import (
     rounds_repeated,
     same_bits,
 )
-from simulations.local_federation.faults.disturbed import DEADLINE_S, ROUNDS, Disturbed
+from simulations.local_federation.faults.disturbed import DEADLINE_S, Disturbed
 from simulations.local_federation.faults.kinds import FAULTS
 
 AWAY_S = 5.0
 """Seconds that a site is away where no round goes on without it."""
-_TRIES = 3
+_LOOK_S = 0.1
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of one fault.
+    """What became of one fault. Faults of one run share what only the whole run can tell.
 
     Attributes:
         kind: of the fault.
         federation: "plain" or "private".
-        moment_s: seconds from the submission to the kill.
-        round: that was in progress; 0 before the first began.
+        site: that was hit; None where it was the coordinator.
+        moment_s: seconds from the run's submission to the kill.
+        round: that was in progress; 1 also before the first began.
         ended: how the run ended.
-        submissions: of the run.
-        rounds_repeated: rounds that were begun again.
-        same_bits: whether the adapter has the bits of the undisturbed run; None with privacy.
-        budgets: what is wrong with ledgers; None without them.
-        in_time: whether no round closed later than its deadline; None where the coordinator itself was away.
+        rounds_repeated: rounds that were begun again because of this fault.
+        same_bits: whether the run's adapter has the bits of the undisturbed run; None with privacy.
+        budgets: what is wrong with ledgers after the run; None without them.
+        in_time: whether the rounds from the kill until the federation was whole again closed by their deadline; None
+            where the coordinator itself was away.
         rejoined: whether the site was heard again, by itself; None where no site was hit.
-        seconds: from the submission to the end of the run.
+        seconds: from the kill until the federation was whole again.
     """
 
     kind: str
     federation: str
+    site: str | None
     moment_s: float
     round: int
     ended: str
-    submissions: int
     rounds_repeated: int
     same_bits: bool | None
     budgets: list[str] | None
     in_time: bool | None
     rejoined: bool | None
     seconds: float
-
-    @classmethod
-    def of_error(cls, kind: str, federation: str, error: str) -> Trial:
-        """Return a fault whose run never came to an end."""
-        return cls(kind, federation, 0.0, 0, error, 0, 0, None, None, None, None, 0.0)
 
     @property
     def sound(self) -> bool:
@@ -81,17 +78,17 @@ class Trial:
 
 @dataclass
 class Trials:
-    """Faults of one federation, one after the other.
+    """Runs of one federation, each with several faults.
 
     Attributes:
         made: the federation.
         adapter: of the undisturbed run.
-        usual_s: seconds that a run takes.
+        round_s: seconds that one of its rounds took, the start of the run shared out.
     """
 
     made: Disturbed
     adapter: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    usual_s: float = 0.0
+    round_s: float = 0.0
     _number: int = 0
 
     def undisturbed(self) -> None:
@@ -105,53 +102,92 @@ class Trials:
         ended = self.made.wait_until_over(place)
         if ended != "completed" or place.submission().fence != 1:
             raise RunError(f"the undisturbed run is {ended!r}; expected it completed at once. Look at the logs.")
-        self.adapter, self.usual_s = adapter_of(place), time.monotonic() - began
+        self.adapter, self.round_s = adapter_of(place), (time.monotonic() - began) / self.made.rounds
 
-    def fault(self, kind: str, draw: np.random.Generator) -> Trial:
-        """Kill something at a random moment of a run, and tell what became of it.
+    def run_with(self, faults: Sequence[tuple[str, np.random.Generator]]) -> list[Trial]:
+        """Run once, and kill one thing after the other at random moments of it.
+
+        The next fault comes once the federation is whole again after the last, and up to a round later.
+
+        Args:
+            faults: the kind of each, and what its moment and its site are drawn by.
+
+        Returns:
+            What became of each fault, in order; fewer than ``faults`` if the run was over before the last.
 
         Raises:
-            RunError: if a run makes no progress, or was never hit.
+            RunError: if the run makes no progress.
         """
-        moment, site = float(draw.uniform(0.0, self.usual_s)), str(draw.choice(sorted(self.made.sites)))
-        for _ in range(_TRIES):
-            found = self._try(kind, moment, site)
-            if found is not None:
-                return found
-            moment /= 4  # the run was over before there was anything to kill
-        raise RunError(f"no {kind} was there to be killed in {_TRIES} runs; expected one.")
-
-    def _try(self, kind: str, moment: float, site: str) -> Trial | None:
-        made, fault = self.made, FAULTS[kind]
-        before = self._ledgers()
+        made, before = self.made, self._ledgers()
         self._number += 1
-        began = time.monotonic()
-        place = made.submit(f"{kind}-{self._number}")
-        while time.monotonic() < began + moment and not place.submission().over:
-            time.sleep(0.05)
-        if not fault.strike(made, place, site):
-            made.wait_until_over(place)
-            return None
-        moment, struck = time.monotonic() - began, place.completed_rounds()
-        if kind == "site":
-            self._bring_back(place, site, struck)
+        place, began, struck = made.submit(f"disturbed-{self._number}"), time.monotonic(), list[Trial]()
+        for kind, draw in faults:
+            self._pause(place, float(draw.uniform(0.0, self.round_s)))
+            trial = self._strike(place, kind, str(draw.choice(sorted(made.sites))), began)
+            if trial is None:
+                break
+            struck.append(trial)
         ended = made.wait_until_over(place)
-        seconds = time.monotonic() - began
+        if not each_round_once(place, made.rounds):
+            ended = f"{ended}, with rounds {place.completed_rounds()}"
         plain = made.kind == "plain"
+        bits = same_bits(adapter_of(place), self.adapter) if plain and ended == "completed" else None
+        budgets = None if plain else self._wrong_budgets(before, place)
+        return [
+            replace(
+                trial, ended=ended, same_bits=bits, budgets=budgets,
+                rejoined=None if trial.site is None else trial.rejoined or self._comes_back(trial.site),
+            )
+            for trial in struck
+        ]  # fmt: skip
+
+    def _strike(self, place: RunPlace, kind: str, site: str, began: float) -> Trial | None:
+        """Kill, and wait until the federation is whole again; None if the run was over before.
+
+        Whole is: a round is closed that began after the kill, with the site that was hit.
+        """
+        made, fault = self.made, FAULTS[kind]
+        repeated = rounds_repeated(place, made.sites.values())
+        if not fault.strike(made, place, site):
+            return None
+        moment, done = time.monotonic(), place.completed_rounds()
+        if kind == "site":
+            self._bring_back(place, site, done)
+        self._wait(place, lambda: place.completed_rounds() > done + 1)
+        if fault.at_site:
+            self._wait(place, lambda: self._counts_after(place, site, done + 1))
         return Trial(
             kind=kind,
             federation=made.kind,
-            moment_s=round(moment, 1),
-            round=struck + 1,
-            ended=ended if each_round_once(place, ROUNDS) else f"{ended}, with rounds {place.completed_rounds()}",
-            submissions=len(place.submission().flower_runs),
-            rounds_repeated=rounds_repeated(place, made.sites.values()),
-            same_bits=same_bits(adapter_of(place), self.adapter) if plain and ended == "completed" else None,
-            budgets=None if plain else self._wrong_budgets(before, place),
-            in_time=closed_in_time(place, DEADLINE_S[made.kind]) if fault.at_site else None,
-            rejoined=self._rejoined(place, site) if fault.at_site else None,
-            seconds=round(seconds, 1),
+            site=site if fault.at_site else None,
+            moment_s=round(moment - began, 1),
+            round=done + 1,
+            ended="",
+            rounds_repeated=rounds_repeated(place, made.sites.values()) - repeated,
+            same_bits=None,
+            budgets=None,
+            in_time=closed_in_time(place, DEADLINE_S[made.kind], done + 1) if fault.at_site else None,
+            rejoined=self._counts_after(place, site, done + 1) if fault.at_site else None,
+            seconds=round(time.monotonic() - moment, 1),
         )
+
+    def _pause(self, place: RunPlace, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        self._wait(place, lambda: time.monotonic() >= until)
+
+    def _wait(self, place: RunPlace, holds: Callable[[], bool]) -> None:
+        """Wait until something holds or the run is over.
+
+        Raises:
+            RunError: if it takes too long.
+        """
+        until = time.monotonic() + WAIT_S
+        while not holds() and not place.submission().over:
+            if time.monotonic() > until:
+                raise RunError(
+                    f"run {place.name!r} makes no progress in {WAIT_S:g} s; expected some. Look at the logs."
+                )
+            time.sleep(_LOOK_S)
 
     def _ledgers(self) -> dict[str, Entries]:
         private = self.made.kind == "private"
@@ -162,25 +198,25 @@ class Trials:
         return [
             f"{site}: {wrong}"
             for site in before
-            for wrong in budget_is_right(before[site], after[site], place, site, ROUNDS)
+            for wrong in budget_is_right(before[site], after[site], place, site, self.made.rounds)
         ]
 
-    def _bring_back(self, place: RunPlace, site: str, struck: int) -> None:
+    def _bring_back(self, place: RunPlace, site: str, done: int) -> None:
         """Start a site again: once a round has closed without it, or where none can, soon."""
-        until = time.monotonic() + AWAY_S
-        alone = self.made.kind == "private"
-        while not place.submission().over and (
-            place.completed_rounds() <= struck if alone else time.monotonic() < until
-        ):
-            time.sleep(0.2)
+        if self.made.kind == "private":
+            self._wait(place, lambda: place.completed_rounds() > done)
+        else:
+            self._pause(place, AWAY_S)
         self.made.start_site(site)
 
-    def _rejoined(self, place: RunPlace, site: str) -> bool:
-        """Whether a site counts in the last round, or, nobody having touched it, in a run that follows."""
-        if ROUNDS in rounds_of(place, site):
-            return True
+    @staticmethod
+    def _counts_after(place: RunPlace, site: str, number: int) -> bool:
+        return max(rounds_of(place, site), default=0) > number
+
+    def _comes_back(self, site: str) -> bool:
+        """Whether a site, nobody having touched it, counts in a run that follows."""
         self.made.federation.wait_until_connected()
         self._number += 1
-        after = self.made.submit(f"after-{self._number}")
-        self.made.wait_until_over(after)
-        return ROUNDS in rounds_of(after, site)
+        place = self.made.submit(f"after-{self._number}")
+        self.made.wait_until_over(place)
+        return self.made.rounds in rounds_of(place, site)

@@ -112,6 +112,7 @@ def test_rounds_are_told_late_missing_and_twice(place: RunPlace) -> None:
     assert closed_in_time(place, 40.0)
     assert closed_in_time(place, 40.0 - SLACK_S)
     assert not closed_in_time(place, 39.0 - SLACK_S)
+    assert closed_in_time(place, 39.0 - SLACK_S, first=3)
     assert each_round_once(place, 3)
     assert not each_round_once(place, 4)
     place.folder.log({"kind": "round", "round": 3})
@@ -125,7 +126,7 @@ def test_one_bit_of_an_adapter_is_a_difference() -> None:
     assert not same_bits(one, {"a": torch.ones(2), "b": torch.ones(1)})
 
 
-SOUND = Trial("gateway", "plain", 3.0, 1, "completed", 1, 0, True, None, None, None, 20.0)
+SOUND = Trial("gateway", "plain", None, 3.0, 1, "completed", 0, True, None, None, None, 20.0)
 
 
 @pytest.mark.parametrize(
