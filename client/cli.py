@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from client.commands import budget, policy, running, set_up
-from common.console import INTERRUPTED, error_console, new_app
+from common.console import new_app
 
 app = new_app(
     "fedtune-client",
@@ -24,11 +24,7 @@ app.add_typer(policy.app, name="policy")
 
 def main() -> None:
     """Entry point of ``fedtune-client``."""
-    try:
-        app()
-    except KeyboardInterrupt:
-        error_console().print("interrupted.", markup=False)
-        raise SystemExit(INTERRUPTED) from None
+    app()
 
 
 if __name__ == "__main__":

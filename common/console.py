@@ -26,10 +26,14 @@ def error_console() -> Console:
 def one_line_errors(debug: bool) -> Iterator[None]:
     """Turn a :class:`FedtuneError` into one line on standard error and an exit status that is not zero.
 
-    2 for bad input (config, data, model), 1 for a run that failed. With ``debug`` the traceback is shown.
+    2 for bad input (config, data, model), 1 for a run that failed. With ``debug`` the traceback is shown. Ctrl-C ends
+    with a line too, and status 130.
     """
     try:
         yield
+    except KeyboardInterrupt:  # typer would end without a word
+        error_console().print("interrupted.", markup=False)
+        raise typer.Exit(INTERRUPTED) from None
     except FedtuneError as error:
         if debug:
             raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from common.console import INTERRUPTED, error_console, new_app
+from common.console import new_app
 from server.commands import runs, service, setup, steer
 
 app = new_app(
@@ -23,11 +23,7 @@ app.add_typer(setup.sites, name="sites")
 
 def main() -> None:
     """Entry point of ``fedtune-server``."""
-    try:
-        app()
-    except KeyboardInterrupt:
-        error_console().print("interrupted.", markup=False)
-        raise SystemExit(INTERRUPTED) from None
+    app()
 
 
 if __name__ == "__main__":

@@ -244,11 +244,7 @@ def _print_plan(plan: dict[str, Any]) -> None:
 
 def main() -> None:
     """Entry point of ``fedtune-sim``."""
-    try:
-        app()
-    except KeyboardInterrupt:
-        error_console().print("interrupted.", markup=False)
-        raise SystemExit(INTERRUPTED) from None
+    app()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import typer
 
 from common.config.load import dump_run_config, load_run_config
 from common.config.run import RunConfig
-from common.console import INTERRUPTED, error_console, one_line_errors
+from common.console import one_line_errors
 from common.errors import RunError
 from common.quiet import quiet_dependencies
 from simulations.local_federation.commands import ROOT, json_of, short_folder
@@ -128,8 +128,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except KeyboardInterrupt:
-        error_console().print("interrupted.", markup=False)
-        raise SystemExit(INTERRUPTED) from None
+    typer.run(main)

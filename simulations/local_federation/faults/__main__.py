@@ -16,7 +16,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import typer
 
-from common.console import INTERRUPTED, error_console, one_line_errors
+from common.console import one_line_errors
 from common.errors import ConfigError, RunError
 from common.quiet import quiet_dependencies
 from simulations.local_federation.commands import ROOT
@@ -109,8 +109,4 @@ def _say(text: str) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # whatever ends it, it ends what it started
-    try:
-        typer.run(main)
-    except KeyboardInterrupt:
-        error_console().print("interrupted.", markup=False)
-        raise SystemExit(INTERRUPTED) from None
+    typer.run(main)
