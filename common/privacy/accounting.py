@@ -23,8 +23,8 @@ _COARSE, _FINE, _SHARE = 0.01, 0.001, 0.005
 little because ε is small then, but never less than the fine one."""
 
 _LARGEST_NOISE = 1e4
-_LITTLE_NOISE, _HOPELESS_EPSILON = 0.5, 50.0
-"""With so little noise that RDP gives such an ε, PRV takes minutes to say about the same; RDP's bound is used."""
+_HOPELESS_EPSILON = 50.0
+"""Where RDP gives such an ε, its bound is used: PRV takes minutes and gigabytes to say about the same."""
 
 
 @dataclass(frozen=True, order=True)
@@ -65,10 +65,8 @@ def _epsilon(segments: tuple[Segment, ...], delta: float, accountant: str) -> fl
         return 0.0
     if any(segment.noise_multiplier <= 0 or not 0 < segment.sample_rate <= 1 for segment in segments):
         raise PrivacyError("a step without noise or with a sample rate outside (0, 1] has no finite ε; expected both.")
-    if accountant == "prv" and min(segment.noise_multiplier for segment in segments) < _LITTLE_NOISE:
-        loose = _epsilon(segments, delta, "rdp")
-        if loose > _HOPELESS_EPSILON:
-            return loose
+    if accountant == "prv" and (loose := _rdp_epsilon(segments, delta)) > _HOPELESS_EPSILON:
+        return loose
     engine = _create_accountant()(mechanism=accountant)
     engine.history = [(s.noise_multiplier, s.sample_rate, s.steps) for s in segments]
     try:
@@ -82,6 +80,14 @@ def _epsilon(segments: tuple[Segment, ...], delta: float, accountant: str) -> fl
             f"ε at δ={delta:g} cannot be bounded for these steps ({type(error).__name__}); expected less noise "
             "or more. Change privacy.epsilon or privacy.delta."
         ) from None
+
+
+def _rdp_epsilon(segments: tuple[Segment, ...], delta: float) -> float:
+    """Return RDP's bound; 0 where RDP has none, so that PRV is asked."""
+    try:
+        return _epsilon(segments, delta, "rdp")
+    except PrivacyError:
+        return 0.0
 
 
 @cache

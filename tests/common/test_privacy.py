@@ -49,6 +49,16 @@ def test_calibrated_noise_meets_the_target_from_below(target: float, accountant:
     assert target - 0.011 <= spent <= target
 
 
+def test_epsilon_beyond_use_is_that_of_rdp_and_grows_with_steps() -> None:
+    found = {
+        accountant: [epsilon_spent([Segment(1.0, 0.5, steps)], 1e-3, accountant) for steps in (150, 175, 200, 100_000)]
+        for accountant in ("prv", "rdp")
+    }
+    assert found["prv"][0] < found["rdp"][0] < 50
+    assert found["prv"][-1] == found["rdp"][-1] > 50
+    assert found["prv"] == sorted(found["prv"])
+
+
 def test_small_epsilon_is_planned_where_rdp_has_no_answer() -> None:
     noise = calibrate_noise(0.05, 1e-5, 0.05, 20)
     assert epsilon_spent([Segment(noise, 0.05, 20)], 1e-5) <= 0.05

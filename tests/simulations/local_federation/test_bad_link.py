@@ -42,7 +42,7 @@ pytestmark = [
 PRIVATE = {"unit": "example", "noise_multiplier": 1.0, "delta": 1e-3, "clip_norm": 0.5, "sample_rate": 0.5}
 BREAK_S = 35.0
 """Seconds without the link: more than the gateway waits for the rest of a body, and Flower for an answer."""
-NAMESPACE = "ftlink"
+NAMESPACE = f"ft{os.getpid()}"
 
 
 @dataclass
