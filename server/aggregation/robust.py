@@ -1,8 +1,14 @@
 """Robust rules: a round's aggregate that some bad sites cannot move far.
 
 Sites are compared on what they change in the model, U_k = (α/r)(B_k A_k - B A) of every layer beside the updates of the
-tensors that are no factors, as one long vector: a site can hide in its factors, not there. Distances and norms come
-from one matrix of inner products in float64, and no product is ever formed. With n sites and f bad ones:
+tensors that are no factors, as one long vector. Distances and norms come from one matrix of inner products in float64,
+and no product is ever formed.
+
+Where A is sent, the product does not tell all: B_k = s B with A_k = A / s changes nothing, and neither does any A_k
+where B is zero or stays at the site, but their mean with those of others does. There the updates of the factors
+themselves are compared too: both parts in units of their own median squared norm, and added.
+
+With n sites and f bad ones:
 
 =================  =================================================================================  ==============
 rule               aggregate                                                                          holds for
@@ -97,8 +103,36 @@ def coefficients(
     sites = sorted(updates)
     expect_enough_sites(rule, bad, len(sites), "the round")
     share = torch.tensor([weights[site] for site in sites], dtype=torch.float64)
-    gram = change_products(adapter, [updates[site] for site in sites], scale)
+    gram = likeness(adapter, [updates[site] for site in sites], scale)
     return dict(zip(sites, RULES[rule](gram, share / share.sum(), bad).tolist(), strict=True))
+
+
+def likeness(adapter: Tensors, updates: Sequence[Tensors], scale: float) -> Tensor:
+    """Return the inner products that sites are compared by, float64 [n, n]: of their changes, and of sent factors."""
+    changes = change_products(adapter, updates, scale)
+    if not any(name.endswith(A) for name in updates[0]):
+        return changes
+    return _in_own_units(changes) + _in_own_units(factor_products(updates))
+
+
+def _in_own_units(gram: Tensor) -> Tensor:
+    unit = float(gram.diagonal().quantile(0.5))
+    return gram / unit if unit > 0 else gram
+
+
+def factor_products(updates: Sequence[Tensors]) -> Tensor:
+    """Return ⟨u_i, u_j⟩ of the sent factors' updates, float64 [n, n]; those of a lower rank end in zeros."""
+    gram = torch.zeros(len(updates), len(updates), dtype=torch.float64)
+    for name in updates[0]:
+        if is_factor(name):
+            whole = [max(update[name].shape[axis] for update in updates) for axis in (0, 1)]
+            rows = torch.zeros(len(updates), *whole, dtype=torch.float64)
+            for row, update in zip(rows, updates, strict=True):
+                height, width = update[name].shape
+                row[:height, :width] = update[name]
+            rows = rows.flatten(1)
+            gram += rows @ rows.T
+    return gram
 
 
 def change_products(adapter: Tensors, updates: Sequence[Tensors], scale: float) -> Tensor:

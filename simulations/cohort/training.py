@@ -102,6 +102,7 @@ def train_together(
     """
     names = assigned[0].names
     layers = divisible_layers(model, names) or {}
+    model.corrections.set(assigned[0].adapter, model.device)
     model.load({name: value for name, value in assigned[0].adapter.items() if name not in names})
     model.train_only(frozenset())
     sites = [_own_parameters(each, model.device) for each in assigned]

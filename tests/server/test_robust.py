@@ -18,7 +18,7 @@ from torch import Tensor
 from common.codecs.codec import decode, encode
 from common.config.run import RunConfig
 from common.errors import ConfigError, RunError
-from common.factors import B, factors_of, layers_of, with_rank
+from common.factors import A, B, factors_of, layers_of, with_rank
 from common.methods import METHODS
 from common.tensors import Tensors, manifest_of
 from server.aggregation.robust import change_products, coefficients, combine, expect_enough_sites, krum_scores
@@ -125,6 +125,35 @@ def test_method_that_needs_all_factors_takes_a_rules_weights(
     assert len(kept) == {"krum": 1, "multi_krum": 4, "geometric_median": 7}[rule]
     wanted = FactorRound(spoilt.adapter, kept, shares).aggregate(method)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("method", ["fedit", "hetlora", "fedsa_lora", "fedex_lora", "lora_fair"])
+@pytest.mark.parametrize("rule", ["norm_clip", "krum", "multi_krum", "geometric_median"])
+@pytest.mark.parametrize("hidden", ["B zero", "A / s and s B", "A alone"])
+def test_site_cannot_hide_in_factors_whose_product_is_as_before(method: str, rule: str, hidden: str) -> None:
+    current = random_round(method, 6, 5, [2] * 7, 2)
+    adapter = dict(current.adapter)
+    if hidden == "B zero" or method == "fedsa_lora":
+        adapter = {name: torch.zeros_like(value) if name.endswith(B) else value for name, value in adapter.items()}
+    torch.manual_seed(0)
+    honest = current.updates["site 0"]
+    updates = {
+        site: {name: 0.1 * (value + 0.1 * torch.randn_like(value)) for name, value in honest.items()}
+        for site in current.updates
+    }
+    moved = {name: torch.zeros_like(value) for name, value in honest.items()} | {HEAD: updates["site 2"][HEAD]}
+    for name in honest:
+        if name.endswith(A):
+            moved[name] = (1e-3 - 1.0) * adapter[name] if hidden == "A / s and s B" else 1e3 * adapter[name]
+        if name.endswith(B) and hidden == "A / s and s B":
+            moved[name] = 999.0 * adapter[name]
+    spoilt = updates | {"site 2": moved}
+    if hidden != "A alone" and method != "fedsa_lora":
+        change = changes(FactorRound(adapter, {"site 2": moved}, current.weights))[0]
+        assert float(change[: -moved[HEAD].numel()].norm()) < 1e-3  # nothing is to be seen in the product
+    shares = coefficients(rule, 2, adapter, spoilt, dict.fromkeys(spoilt, 1.0), SCALE)
+    assert shares["site 2"] < 0.02
+    assert min(share for site, share in shares.items() if site != "site 2") > 0.05 or rule in ("krum", "multi_krum")
 
 
 def test_krum_is_flowers_where_that_is_exact_enough() -> None:

@@ -15,6 +15,7 @@ from common.codecs.codec import decode
 from common.config.load import parse_run_config
 from common.config.run import RunConfig
 from common.errors import ConfigError
+from common.models import resident
 from common.models.adapter import initial_adapter
 from common.models.resident import resident_model
 from common.run_folder import RunFolder
@@ -114,6 +115,31 @@ def test_run_of_cohorts_ends_on_the_adapter_of_one_by_one(config: RunConfig, tmp
         engines.append(summary["engine"])
     assert engines == ["inprocess", "inprocess, cohorts of 2"]
     assert l2_norm(subtract(adapters[1], adapters[0])) < 1e-6 * l2_norm(adapters[0])
+
+
+@pytest.mark.parametrize("method", ["flora", "fedex_lora"])
+def test_cohort_trains_on_the_correction_that_it_received(
+    make_config: Callable[..., RunConfig], tmp_path: Path, method: str
+) -> None:
+    from safetensors.torch import load_file
+
+    config = make_config(
+        aggregation={"method": method, "weights": "uniform"}, adapter=TINY, training=SGD,
+        evaluation={"enabled": False}, federation={"rounds": 3},
+    )  # fmt: skip
+    settings = {
+        "alone": EngineSettings(cohort=1),
+        "together": EngineSettings(cohort=3),
+        "in workers": EngineSettings("processes", 2, 1, cohort=3),
+    }
+    ended = {}
+    for name, engine in settings.items():
+        resident.clear()
+        folder = tmp_path / name
+        simulate(config, folder, device="cpu", engine=engine)
+        ended[name] = load_file(RunFolder(folder).adapter / "adapter_model.safetensors")
+    assert l2_norm(subtract(ended["together"], ended["alone"])) < 1e-5 * l2_norm(ended["alone"])
+    assert l2_norm(subtract(ended["in workers"], ended["together"])) == 0.0
 
 
 @pytest.mark.parametrize(
