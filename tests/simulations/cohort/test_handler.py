@@ -138,7 +138,7 @@ def test_cohort_trains_on_the_correction_that_it_received(
         folder = tmp_path / name
         simulate(config, folder, device="cpu", engine=engine)
         ended[name] = load_file(RunFolder(folder).adapter / "adapter_model.safetensors")
-    assert l2_norm(subtract(ended["together"], ended["alone"])) < 1e-5 * l2_norm(ended["alone"])
+    assert l2_norm(subtract(ended["together"], ended["alone"])) < 1e-4 * l2_norm(ended["alone"])
     assert l2_norm(subtract(ended["in workers"], ended["together"])) == 0.0
 
 
