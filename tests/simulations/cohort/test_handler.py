@@ -124,7 +124,7 @@ def test_cohort_trains_on_the_correction_that_it_received(
     from safetensors.torch import load_file
 
     config = make_config(
-        aggregation={"method": method, "weights": "uniform"}, adapter=TINY, training=SGD,
+        aggregation={"method": method, "weights": "uniform"}, adapter=TINY, training={**SGD, "lr": 0.5},
         evaluation={"enabled": False}, federation={"rounds": 3},
     )  # fmt: skip
     settings = {
