@@ -3,6 +3,8 @@
 - A component that ends is started again after 1, 2, 4, ... 60 seconds; one that lived for a minute begins anew with 1.
 - Flower's exit 305 (no connection: the network or a certificate, a key that is not registered, or a SuperNode that died
   and is still counted as alive for a minute) is tried again every 5 seconds.
+- What the system refuses, as on a full disk or where no process can be made, is said once and tried again: only being
+  told to ends the supervisor.
 - Where the supervisor is killed, the system ends its components with it (Linux).
 """
 
@@ -19,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,7 @@ class Supervisor:
         self._kept = [_Kept(component) for component in components]
         self._note = note
         self._noted: dict[str, Any] = {}
+        self._refused: dict[str, str] = {}
 
     def run(self, ended: threading.Event) -> None:
         """Keep the components running until ``ended`` is set; then end them. Call it from the main thread."""
@@ -85,11 +88,13 @@ class Supervisor:
         try:
             while not ended.wait(0.2):
                 for kept in self._kept:
-                    self._look_after(kept)
+                    with self._tried(kept.component.name):
+                        self._look_after(kept)
                 if time.monotonic() >= logs_due:
                     logs_due = time.monotonic() + _LOG_EVERY_S
                     for kept in self._kept:
-                        trim_log(kept.component.log)
+                        with self._tried(str(kept.component.log)):
+                            trim_log(kept.component.log)
                 self._write()
         finally:
             self._end()
@@ -110,6 +115,19 @@ class Supervisor:
             },
         }
 
+    @contextlib.contextmanager
+    def _tried(self, what: str) -> Iterator[None]:
+        """Go on where the system refuses something, which is tried again at a later look. A refusal is said once."""
+        try:
+            yield
+        except (OSError, subprocess.SubprocessError) as error:
+            why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            if self._refused.get(what) != why:
+                logger.warning("%s: %s; it is tried again", what, why)
+            self._refused[what] = why
+        else:
+            self._refused.pop(what, None)
+
     def _look_after(self, kept: _Kept) -> None:
         now = time.monotonic()
         if kept.process is None:
@@ -121,8 +139,9 @@ class Supervisor:
             if kept.refusal is not None and now - kept.started > LIVED_S:
                 kept.refusal = None
             return
-        kept.process, kept.last_exit = None, status
-        kept.refusal = refusal_in(_since(kept.component.log, kept.log_start))
+        kept.process, kept.last_exit, kept.refusal = None, status, None
+        with self._tried(str(kept.component.log)):
+            kept.refusal = refusal_in(_since(kept.component.log, kept.log_start))
         kept.early = 1 if now - kept.started >= LIVED_S else kept.early + 1
         wait = pause_before(kept.early, kept.refusal is not None)
         kept.due = now + wait
@@ -166,8 +185,9 @@ class Supervisor:
     def _write(self) -> None:
         report = self.report()
         if report != self._noted:
-            write_atomic(self._note, json.dumps(report, indent=2).encode())
-            self._noted = report
+            with self._tried(str(self._note)):
+                write_atomic(self._note, json.dumps(report, indent=2).encode())
+                self._noted = report
 
 
 def refusal_in(log: bytes) -> str | None:
@@ -210,7 +230,11 @@ def _identity(user: str | None) -> dict[str, Any]:
         return {}
     import pwd
 
-    return {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": ()}
+    try:
+        found = pwd.getpwnam(user)
+    except KeyError:  # also where a directory of users does not answer now
+        raise OSError(f"user {user!r} is not known to the system") from None
+    return {"user": found.pw_uid, "group": found.pw_gid, "extra_groups": ()}
 
 
 def _end_with_us(parent: int) -> Callable[[], None] | None:

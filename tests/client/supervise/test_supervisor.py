@@ -12,6 +12,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,35 @@ def test_what_ends_is_started_again_and_what_runs_is_ended(tmp_path: Path) -> No
     assert (tmp_path / "executor.log").read_text().startswith("one line\n")
     noted = json.loads((tmp_path / "up.json").read_text())
     assert [part["pid"] for part in noted["components"].values()] == [None, None]
+
+
+def test_what_the_system_refuses_is_said_once_and_tried_again_while_the_rest_runs_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("client.supervise.supervisor._LOG_EVERY_S", 0.0)
+    monkeypatch.setattr("client.supervise.supervisor.LARGEST_LOG", 0)
+    (tmp_path / "agent.log").write_text("long")
+    (tmp_path / "agent.log.1").mkdir()  # as on a full disk, the log has nowhere to go
+    later = tmp_path / "later"
+    supervisor = Supervisor(
+        [
+            replace(shell(tmp_path, "supernode", "exit 1"), user="nobody-of-this-name"),
+            replace(shell(tmp_path, "executor", "exec sleep 600"), folder=later),
+            shell(tmp_path, "agent", "exec sleep 600"),
+        ],
+        later / "up.json",
+    )
+    places = ["supernode", "executor", str(tmp_path / "agent.log"), str(later / "up.json")]
+
+    def is_up(parts: dict[str, Any]) -> bool:
+        if len(caplog.messages) == len(places):
+            later.mkdir(exist_ok=True)
+        return bool(parts["executor"]["starts"] and (later / "up.json").exists())
+
+    found = run_until(supervisor, is_up)
+    assert [found[name]["starts"] for name in ("supernode", "executor", "agent")] == [0, 1, 1]
+    assert [message.partition(": ")[0] for message in caplog.messages] == places
+    assert set(json.loads((later / "up.json").read_text())["components"]) == {"supernode", "executor", "agent"}
 
 
 def test_refusal_of_flower_is_told_from_another_end(tmp_path: Path) -> None:
