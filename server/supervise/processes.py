@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from common.processes import identity_of
 from server.supervise.components import Component
 
 logger = logging.getLogger(__name__)
@@ -86,22 +87,6 @@ class Supervised:
             )  # fmt: skip
         self._began_s = self._clock()
         self.restarts += 1
-
-
-def identity_of(pid: int) -> dict[str, Any]:
-    """Return the id of a process with when it was made: ids are used again."""
-    return {"pid": pid, "created": psutil.Process(pid).create_time()}
-
-
-def is_alive(identity: dict[str, Any] | None) -> bool:
-    """Whether the very process that :func:`identity_of` named still runs."""
-    if identity is None:
-        return False
-    try:
-        process = psutil.Process(identity["pid"])
-        return bool(process.create_time() == identity["created"] and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
 
 
 def end_families(pids: Iterable[int], seconds: float = END_S) -> None:

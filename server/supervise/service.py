@@ -17,9 +17,10 @@ import psutil
 
 from common.atomic import write_atomic
 from common.errors import ConfigError
+from common.processes import identity_of, is_alive
 from server.state_folder import StateFolder, locked
 from server.supervise.components import coordinator_components
-from server.supervise.processes import Supervised, end_families, identity_of, is_alive
+from server.supervise.processes import Supervised, end_families
 
 logger = logging.getLogger(__name__)
 

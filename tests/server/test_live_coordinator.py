@@ -20,10 +20,11 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from common.processes import is_alive
 from server.authority import new_authority
 from server.flower_commands import BIN, flower_environment
 from server.state_folder import StateFolder
-from server.supervise.processes import end_families, is_alive
+from server.supervise.processes import end_families
 from server.supervise.service import component_states, listens, running_service
 from tests.server.coordinator import LOOPBACK, coordinator, free_port, site_key
 

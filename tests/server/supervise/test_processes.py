@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from common.errors import ConfigError, RunError
+from common.processes import identity_of, is_alive
 from server.authority import create_coordinator
 from server.state_folder import StateFolder, locked
 from server.supervise.components import Component, coordinator_components
@@ -26,8 +27,6 @@ from server.supervise.processes import (
     STEADY_S,
     Supervised,
     end_families,
-    identity_of,
-    is_alive,
 )
 from server.supervise.service import _end_left_over, running_service, serve, stop_service
 from server.supervise.units import TARGET, unit_files, write_units
