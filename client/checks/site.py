@@ -20,6 +20,8 @@ from common.config.run import RunConfig
 from common.errors import FedtuneError
 from common.kit import key_fingerprint
 
+_AT_COORDINATOR = "key at the coordinator"
+
 
 def check_site(places: Places, site_config: SiteConfig, config: RunConfig | None) -> Iterator[Finding]:
     """Yield what each check finds, as it is done.
@@ -41,7 +43,7 @@ def check_site(places: Places, site_config: SiteConfig, config: RunConfig | None
     yield finding_of("key", lambda: _key(places))
     yield finding_of("kit", lambda: check_kit(places))
     yield finding_of("TLS to the gateway", lambda: check_connection(places))
-    yield _registered(places)
+    yield finding_of(_AT_COORDINATOR, lambda: _registered(places))
 
 
 def _data(site_config: SiteConfig, config: RunConfig | None) -> Finding:
@@ -83,7 +85,7 @@ def _key(places: Places) -> str:
 
 def _registered(places: Places) -> Finding:
     """Whether the coordinator knows the key: only a SuperNode that runs can tell, since Flower has no harmless call."""
-    what, running = "key at the coordinator", what_runs(places)
+    what, running = _AT_COORDINATOR, what_runs(places)
     node = (running or {}).get("components", {}).get("supernode")
     if not node:
         return Finding(what, "note", "not known before the site runs", "fedtune-client up, then fedtune-client status.")

@@ -28,6 +28,7 @@ from typing import Any
 
 from client.supervise.components import Component
 from common.atomic import write_atomic
+from common.processes import identity_of
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class Supervisor:
     def report(self) -> dict[str, Any]:
         """Return what runs, by component."""
         return {
-            "pid": os.getpid(),
+            **identity_of(os.getpid()),
             "components": {
                 kept.component.name: {
                     "pid": kept.process.pid if kept.process is not None else None,

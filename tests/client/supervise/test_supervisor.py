@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -21,9 +20,8 @@ import pytest
 
 from client.places import Places
 from client.supervise.components import Component
-from client.supervise.running import end, only_one, what_runs
+from client.supervise.running import end, what_runs
 from client.supervise.supervisor import LARGEST_LOG, Supervisor, pause_before, refusal_in, trim_log
-from common.errors import RunError
 
 PATIENCE_S = 60.0
 SAID = (
@@ -231,34 +229,3 @@ def test_large_log_is_moved_and_its_writer_goes_on(tmp_path: Path) -> None:
     assert (tmp_path / "agent.log.1").stat().st_size == LARGEST_LOG + 1
     trim_log(log)
     assert log.read_bytes() == b"more"
-
-
-def test_site_runs_once_and_is_known_to_run_by_the_lock_alone(tmp_path: Path) -> None:
-    places = Places.beside(tmp_path / "site.yaml")
-    assert what_runs(places) is None
-    assert not end(places)
-    with only_one(places):
-        places.running.write_text(json.dumps({"pid": 4194304, "components": {}}))
-        assert what_runs(places) == {"pid": 4194304, "components": {}}
-        with pytest.raises(RunError, match="runs already"), only_one(places):
-            pass
-    # The note is still there, with an id that may be somebody else's by now: nothing is signalled.
-    assert what_runs(places) is None
-    assert not end(places)
-
-
-def test_down_ends_the_process_that_holds_the_lock(tmp_path: Path) -> None:
-    places = Places.beside(tmp_path / "site.yaml")
-    places.state.mkdir()
-    script = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True)"
-    process = subprocess.Popen(
-        [sys.executable, "-c", f"{script}; time.sleep(600)", places.lock], stdout=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    with process.stdout as told:
-        told.readline()
-    places.running.write_text(json.dumps({"pid": process.pid}))
-    assert end(places)
-    assert process.wait() == -signal.SIGTERM
-    with places.lock.open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
