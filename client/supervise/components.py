@@ -146,8 +146,8 @@ def write_files(places: Places, kit: Kit) -> None:
         (places.state / name).mkdir(parents=True, exist_ok=True)
         (places.state / name).chmod(0o700)
     for name in ("supernode", "executor"):
-        write_atomic(places.secret(name), secret)
-        places.secret(name).chmod(0o600)
+        # The folder is its component's own: whatever is called secret there a moment later may be a link to any file.
+        write_atomic(places.secret(name), secret, mode=0o600)
     write_atomic(places.ca_certificate, kit.ca_certificate.encode())
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 
 from client.places import Places
+from client.supervise.orphans import kill_descendants
 from common.atomic import write_atomic
 from common.errors import RunError
 from common.processes import identity_of, process_of
@@ -122,12 +123,14 @@ def _ends(places: Places, supervisor: psutil.Process, wait_s: float) -> bool:
 
 
 def _kill(places: Places, supervisor: psutil.Process) -> None:
-    """Kill a supervisor and the process groups of its components, in which all is that they started."""
+    """Kill a supervisor and all that its components started."""
     with contextlib.suppress(psutil.Error):
         supervisor.suspend()  # so that it starts nothing, and takes no status: its children's numbers stay theirs
-        for child in supervisor.children() if _is_held(places.lock) else ():
-            with contextlib.suppress(OSError):
-                os.killpg(child.pid, signal.SIGKILL)
+        if _is_held(places.lock):
+            for child in supervisor.children():
+                with contextlib.suppress(OSError):
+                    os.killpg(child.pid, signal.SIGKILL)
+            kill_descendants(supervisor)
         supervisor.kill()
 
 

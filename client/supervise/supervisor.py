@@ -1,4 +1,4 @@
-"""The supervisor: starts a site's components, starts them again for ever, and ends them, each by its own process id.
+"""The supervisor: starts a site's components, starts them again for ever, and ends them with all that they started.
 
 - A component that ends is started again after 1, 2, 4, ... 60 seconds; one that lived for a minute begins anew with 1.
 - Flower's exit 305 (no connection: the network or a certificate, a key that is not registered, or a SuperNode that died
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from client.supervise.components import Component
+from client.supervise.orphans import Orphans
 from common.atomic import write_atomic
 from common.processes import identity_of
 
@@ -67,6 +68,7 @@ class _Kept:
     last_exit: int | None = None
     refusal: str | None = None
     log_start: int = 0
+    left: bool = False
 
 
 class Supervisor:
@@ -82,23 +84,29 @@ class Supervisor:
         self._note = note
         self._noted: dict[str, Any] = {}
         self._refused: dict[str, str] = {}
+        self._orphans = Orphans()
 
     def run(self, ended: threading.Event) -> None:
-        """Keep the components running until ``ended`` is set; then end them. Call it from the main thread."""
+        """Keep the components running until ``ended`` is set; then end them.
+
+        Call it from the main thread. What else this process starts meanwhile is taken for a component's and killed.
+        """
         logs_due = time.monotonic() + _LOG_EVERY_S
-        try:
-            while not ended.wait(0.2):
-                for kept in self._kept:
-                    with self._tried(kept.component.name):
-                        self._look_after(kept)
-                if time.monotonic() >= logs_due:
-                    logs_due = time.monotonic() + _LOG_EVERY_S
+        with self._orphans:
+            try:
+                while not ended.wait(0.2):
                     for kept in self._kept:
-                        with self._tried(str(kept.component.log)):
-                            trim_log(kept.component.log)
-                self._write()
-        finally:
-            self._end()
+                        with self._tried(kept.component.name):
+                            self._look_after(kept)
+                    self._orphans.take_ended(self._living())
+                    if time.monotonic() >= logs_due:
+                        logs_due = time.monotonic() + _LOG_EVERY_S
+                        for kept in self._kept:
+                            with self._tried(str(kept.component.log)):
+                                trim_log(kept.component.log)
+                    self._write()
+            finally:
+                self._end()
 
     def report(self) -> dict[str, Any]:
         """Return what runs, by component."""
@@ -115,6 +123,9 @@ class Supervisor:
                 for kept in self._kept
             },
         }
+
+    def _living(self) -> list[int]:
+        return [kept.process.pid for kept in self._kept if kept.process is not None]
 
     @contextlib.contextmanager
     def _tried(self, what: str) -> Iterator[None]:
@@ -140,7 +151,7 @@ class Supervisor:
             if kept.refusal is not None and now - kept.started > LIVED_S:
                 kept.refusal = None
             return
-        kept.process, kept.last_exit, kept.refusal = None, status, None
+        kept.process, kept.last_exit, kept.refusal, kept.left = None, status, None, True
         with self._tried(str(kept.component.log)):
             kept.refusal = refusal_in(_since(kept.component.log, kept.log_start))
         kept.early = 1 if now - kept.started >= LIVED_S else kept.early + 1
@@ -151,6 +162,9 @@ class Supervisor:
 
     def _start(self, kept: _Kept) -> None:
         component = kept.component
+        if kept.left:  # not as soon as it ended: what cleans up behind it had a second
+            self._orphans.kill(self._living())
+            kept.left = False
         component.log.parent.mkdir(parents=True, exist_ok=True)
         kept.log_start = component.log.stat().st_size if component.log.exists() else 0
         with component.log.open("ab") as log:
@@ -166,7 +180,8 @@ class Supervisor:
         """End all components and what they started: ask each, wait, and kill what is left.
 
         A component leads a process group. Its end is seen without taking its status at first: for as long as that is
-        not taken, the group's number is nobody else's. The executor leaves its ClientApps behind when it ends.
+        not taken, the group's number is nobody else's. The executor leaves its ClientApps behind when it ends. What
+        left its group is an orphan by then.
         """
         living = [(kept, kept.process) for kept in self._kept if kept.process is not None]
         for _, process in reversed(living):
@@ -181,6 +196,7 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             kept.last_exit, kept.process = process.wait(), None
+        self._orphans.kill(())
         self._write()
 
     def _write(self) -> None:

@@ -163,7 +163,6 @@ def make_secret(places: Places, kit: Kit) -> None:
     """Write what the units load: the secret, kept if there is one, and the authority's certificate."""
     places.keys_for_systemd.parent.mkdir(mode=0o700, exist_ok=True)
     if not places.keys_for_systemd.exists():
-        write_atomic(places.keys_for_systemd, secrets.token_hex(SECRET_BYTES).encode())
-        places.keys_for_systemd.chmod(0o600)
+        write_atomic(places.keys_for_systemd, secrets.token_hex(SECRET_BYTES).encode(), mode=0o600)
     places.ca_certificate.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(places.ca_certificate, kit.ca_certificate.encode())

@@ -10,7 +10,8 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import pytest
 
 from client.places import Places
 from client.supervise.components import Component
-from client.supervise.running import end, what_runs
+from client.supervise.running import end
 from client.supervise.supervisor import LARGEST_LOG, Supervisor, pause_before, refusal_in, trim_log
 
 PATIENCE_S = 60.0
@@ -143,11 +144,13 @@ def test_what_a_component_started_and_left_behind_is_killed_at_the_end(tmp_path:
     supervisor = Supervisor([shell(tmp_path, "executor", script)], tmp_path / "up.json")
     child = tmp_path / "child"
     run_until(supervisor, lambda parts: child.exists() and bool(child.read_text().strip()))
-    _wait_for(lambda: None if is_running(int(child.read_text())) else 1)
+    wait_for(lambda: None if is_running(int(child.read_text())) else 1)
 
 
-def test_supervisor_that_does_not_end_is_killed_with_all_it_runs(tmp_path: Path) -> None:
-    script = textwrap.dedent(
+@contextmanager
+def stubborn_supervisor(places: Places, script: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A supervisor that ignores SIGTERM, in a process of its own, with one component, the shell's ``script``."""
+    code = textwrap.dedent(
         """
         import signal, sys, threading
         from pathlib import Path
@@ -155,24 +158,27 @@ def test_supervisor_that_does_not_end_is_killed_with_all_it_runs(tmp_path: Path)
         from client.supervise.running import only_one
         from client.supervise.supervisor import Supervisor
         from tests.client.supervise.test_supervisor import shell
-        places = Places.beside(Path(sys.argv[1]) / "site.yaml")
+        places = Places.beside(Path(sys.argv[1]))
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         with only_one(places):
-            executor = shell(places.folder, "executor", "sleep 600 & echo $! > child; wait")
-            Supervisor([executor], places.running).run(threading.Event())
+            Supervisor([shell(places.folder, "executor", sys.argv[2])], places.running).run(threading.Event())
         """
     )
-    process = subprocess.Popen([sys.executable, "-c", script, tmp_path], cwd=Path(__file__).parents[3])
+    command = [sys.executable, "-c", code, places.site_config, script]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[3]) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_supervisor_that_does_not_end_is_killed_with_all_it_runs(tmp_path: Path) -> None:
     places, child = Places.beside(tmp_path / "site.yaml"), tmp_path / "child"
-    try:
-        _wait_for(lambda: (child.exists() and bool(child.read_text().strip())) or None)
-        _wait_for(lambda: what_runs(places) or None)
+    with stubborn_supervisor(places, "sleep 600 & echo $! > child; wait") as process:
+        wait_for(lambda: (child.exists() and bool(child.read_text().strip())) or None)
         assert end(places, wait_s=0.5)
         assert process.wait(PATIENCE_S) == -signal.SIGKILL
-        _wait_for(lambda: None if is_running(int(child.read_text())) else 1)
-    finally:
-        process.kill()
-        process.wait()
+        wait_for(lambda: None if is_running(int(child.read_text())) else 1)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the system ends orphans on Linux alone")
@@ -189,12 +195,12 @@ def test_killed_supervisor_leaves_nothing_running(tmp_path: Path) -> None:
     )
     process = subprocess.Popen([sys.executable, "-c", script, tmp_path], cwd=Path(__file__).parents[3])
     try:
-        pid = _wait_for(lambda: _noted_pid(tmp_path / "up.json"))
+        pid = wait_for(lambda: _noted_pid(tmp_path / "up.json"))
         assert is_alive(pid)
     finally:
         process.kill()
         process.wait()
-    _wait_for(lambda: not is_alive(pid))
+    wait_for(lambda: not is_alive(pid))
 
 
 def _noted_pid(note: Path) -> int | None:
@@ -204,7 +210,7 @@ def _noted_pid(note: Path) -> int | None:
     return pid
 
 
-def _wait_for(look: Callable[[], Any]) -> Any:
+def wait_for(look: Callable[[], Any]) -> Any:
     deadline = time.monotonic() + 4 * PATIENCE_S
     while not (found := look()):
         assert time.monotonic() < deadline

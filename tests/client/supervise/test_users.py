@@ -103,3 +103,28 @@ def test_socket_is_reached_by_the_executor_alone_which_cannot_take_its_place(sit
         assert not as_user(USERS.executor, f"import os; os.kill({os.getpid()}, 0)")
     finally:
         server.stop(0)
+
+
+def test_secret_is_made_for_its_owner_alone_and_a_link_put_in_its_place_is_not_followed(
+    site: tuple[Places, SiteConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places, _ = site
+    secret, victim = places.secret("executor"), places.folder / "victim"
+    victim.write_text("kept")
+    victim.chmod(0o644)
+    modes, replace = list[int](), os.replace
+
+    def swapped(source: Path, target: Path) -> None:
+        """What the executor's user, whose folder it is, does as soon as the secret is there."""
+        replace(source, target)
+        if target == secret:
+            modes.append(secret.stat().st_mode & 0o777)
+            swap = "import os, sys; os.unlink(sys.argv[1]); os.symlink(sys.argv[2], sys.argv[1])"
+            assert as_user(USERS.executor, swap, secret, victim)
+
+    monkeypatch.setattr(os, "replace", swapped)
+    write_files(places, unsigned_kit())
+    assert (secret.is_symlink(), modes) == (True, [0o600])
+    assert (victim.stat().st_mode & 0o777, victim.read_text()) == (0o644, "kept")
+    write_files(places, unsigned_kit())  # with the link there from the start
+    assert (victim.stat().st_mode & 0o777, victim.read_text()) == (0o644, "kept")
