@@ -165,6 +165,7 @@ def answer_train(
     asked = round_asked(assigned.request, payload)
     charge = site.ledger.charge(assigned.mechanism)
     if site.policy is not None and site.policy.epsilon_per_run is not None:
+        site.ledger.ledger.expect_ready()  # of_run only reads, which a write that a crash cut off would refuse
         expect_run_spend(site.policy, site.ledger.of_run(asked, charge), site.ledger.budget)
     release = site.ledger.reserve(asked, charge)
     if release is None:
