@@ -118,7 +118,7 @@ def _agent(socket: Path) -> dict[str, Any] | None:
 
 
 def _spent(own: SiteConfig) -> float | None:
-    """The largest ε that a dataset in the ledger has spent; None where the ledger cannot be read."""
+    """The largest ε that a dataset in the ledger has spent; None where it cannot be read, or one cannot be counted."""
     from client.ledger.ledger import Ledger
     from client.ledger.report import report_ledger
     from common.errors import PrivacyError
@@ -127,7 +127,8 @@ def _spent(own: SiteConfig) -> float | None:
         report = report_ledger(Ledger(Path(own.ledger)), own.budget, capped=False)
     except PrivacyError:
         return None
-    return max((row["epsilon_spent"] for row in report["datasets"]), default=0.0)
+    spent = [row["epsilon_spent"] for row in report["datasets"]]
+    return None if None in spent else max(spent, default=0.0)
 
 
 def logs(
