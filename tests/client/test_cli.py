@@ -185,6 +185,17 @@ def test_status_says_unknown_where_one_dataset_of_several_cannot_be_counted(site
     assert "ε unknown of 5 spent" in call("status", site / "site.yaml")[1]
 
 
+def test_status_reads_the_spend_and_not_the_bytes_that_were_released(site: Path) -> None:
+    path = spend(site, 1, charge(6)).path
+    spent = json.loads(call("ledger", site / "site.yaml", "--json")[1])["datasets"][0]["epsilon_spent"]
+    assert spent > 0
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE payloads SET payload = x'00'")
+        connection.commit()
+    assert call("ledger", site / "site.yaml")[0] == 1
+    assert json.loads(call("status", site / "site.yaml", "--json")[1])["epsilon_spent"] == spent
+
+
 def test_broken_chain_is_one_line_and_a_failing_status(site: Path) -> None:
     ledger = spend(site, 2, charge(6))
     with closing(sqlite3.connect(ledger.path)) as connection:
