@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 from client.feedback import packed_update
 from client.ledger.site_ledger import round_asked
@@ -24,6 +23,7 @@ from common.errors import ConfigError, WireError
 from common.factors import fixed_manifest, with_rank
 from common.methods import expect_rank, method_of, personal_names, received_names, sent_names, trained_names
 from common.models.adapter import AdaptedModel, fresh_factors, initial_adapter
+from common.models.weak_cache import weak_cache
 from common.privacy.planning import Mechanism, plan_mechanism
 from common.tensors import LARGEST_WEIGHT, Tensors, fingerprint, is_usable, manifest_of
 from common.variates import marked, parted, with_variates
@@ -165,6 +165,7 @@ def answer_train(
     asked = round_asked(assigned.request, payload)
     charge = site.ledger.charge(assigned.mechanism)
     if site.policy is not None and site.policy.epsilon_per_run is not None:
+        site.ledger.ledger.expect_ready()  # of_run only reads, which a write that a crash cut off would refuse
         expect_run_spend(site.policy, site.ledger.of_run(asked, charge), site.ledger.budget)
     release = site.ledger.reserve(asked, charge)
     if release is None:
@@ -269,7 +270,7 @@ def _round_start(number: int, site: Site, config: RunConfig, model: AdaptedModel
     return with_rank(start, expect_rank(config, site.max_rank, site.name))
 
 
-@lru_cache(maxsize=2)
+@weak_cache(2)
 def _start(model: AdaptedModel, seed: int) -> Tensors:
     return initial_adapter(model, seed)
 

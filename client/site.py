@@ -15,7 +15,7 @@ from client.personal import STATE, PersonalStore
 from client.policy.section import Policy
 from client.refusals import own_rows
 from client.site_config import SiteConfig
-from client.state import SiteStates
+from client.state import KEPT_RUNS, SiteStates
 from common.config.run import RunConfig
 from common.data.batches import TokenRow
 from common.data.examples import Example, example_from_row
@@ -155,7 +155,8 @@ def real_site(config: RunConfig, site_config: SiteConfig, model: AdaptedModel) -
     with own_rows():
         read = _read(agreed, site_config)
         rows = TASKS[agreed.data.task].tokenise(read.examples, model.base.tokenizer, agreed.data)
-    personal = PersonalStore(SiteStates(Path(site_config.ledger + "-personal")), site_config.name)
+    states = SiteStates(Path(site_config.ledger + "-personal"), kept_runs=KEPT_RUNS)
+    personal = PersonalStore(states, site_config.name)
     return Site(
         site_config.name, tuple(rows), lengths_of(rows), SystemRandomness(), read.persons, read.ledger,
         site_config.max_rank, personal, site_config.policy,

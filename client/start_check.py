@@ -18,7 +18,6 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -32,6 +31,7 @@ from common.methods import trained_names
 from common.models.adapter import AdaptedModel, initial_adapter
 from common.models.frozen import FROZEN_BYTES, frozen_states
 from common.models.packing import Start, padded
+from common.models.weak_cache import weak_cache
 from common.privacy.planning import Mechanism
 from common.randomness import CryptoStream, torch_generator
 from common.tasks.catalog import TASKS
@@ -51,7 +51,7 @@ NOISE_ERRORS = 6.0
 _LENGTHS = ((9, 4, 6), (5, 5, 12))
 
 
-@lru_cache(maxsize=4)
+@weak_cache(4)
 def self_test(model: AdaptedModel, config: RunConfig) -> float:
     """Test the training path of a model and config once in a process.
 

@@ -9,6 +9,8 @@ the site trains, so that memory does not grow with their number.
   round r + 1 again: it sees the states of round r, not those of the rounds that the crash took back, and what it writes
   replaces them.
 - Of each state the newest two are kept: a coordinator is never more than one round behind its sites.
+- A real site keeps states of the newest few runs: a coordinator must not fill its disk with runs. The id of a run whose
+  states were dropped stays, so that the run is refused and does not start from nothing.
 
 A real site's writes reach the disk one by one. The virtual sites of a run write hundreds in a round, so that theirs are
 brought to disk together by :meth:`SiteStates.sync`, which the round loop calls before it checkpoints the round; a
@@ -31,6 +33,8 @@ from common.errors import RunError
 from common.tensors import Tensors
 
 KEPT_ROUNDS = 2
+KEPT_RUNS = 8
+"""How many runs a real site keeps states of: those that last wrote one."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS states (
@@ -38,6 +42,9 @@ CREATE TABLE IF NOT EXISTS states (
     PRIMARY KEY (run, site, name, round)
 ) WITHOUT ROWID
 """
+_RUNS = "CREATE TABLE IF NOT EXISTS runs (run TEXT PRIMARY KEY, last INTEGER NOT NULL) WITHOUT ROWID"
+"""Every run that wrote a state, and the number of its last write among all."""
+_NEWEST = "SELECT run FROM runs ORDER BY last DESC LIMIT ?"
 
 
 class SiteStates:
@@ -46,10 +53,11 @@ class SiteStates:
     Args:
         path: the file; made, readable by its owner alone, when a state is first written.
         together: bring writes to disk at :meth:`sync` instead of one by one, for virtual sites.
+        kept_runs: how many runs keep their states; None for all, for the virtual sites of one run.
     """
 
-    def __init__(self, path: Path, *, together: bool = False) -> None:
-        self._path, self._together = path, together
+    def __init__(self, path: Path, *, together: bool = False, kept_runs: int | None = None) -> None:
+        self._path, self._together, self._kept_runs = path, together, kept_runs
         self._held = threading.local()
 
     def before(self, run: str, site: str, name: str, round_number: int) -> Tensors | None:
@@ -62,16 +70,22 @@ class SiteStates:
             round_number: the round about to be trained.
 
         Raises:
-            RunError: if the file is damaged.
+            RunError: if the file is damaged, or what the run kept was dropped after newer runs.
         """
         if not self._path.exists():
             return None
         with self._open() as connection:
+            dropped = self._is_dropped(connection, run)
             found = connection.execute(
                 "SELECT tensors FROM states WHERE run = ? AND site = ? AND name = ? AND round < ? "
                 "ORDER BY round DESC LIMIT 1",
                 (run, site, name, round_number),
             ).fetchone()
+        if dropped:
+            raise RunError(
+                f"what this site kept of run {run} was dropped after newer runs; expected one of the {self._kept_runs} "
+                "runs that last kept something. Start a new run."
+            )
         if found is None:
             return None
         try:
@@ -105,6 +119,10 @@ class SiteStates:
                     "FROM states WHERE run = ?1 AND site = ?2 AND name = ?3 ORDER BY round DESC LIMIT ?4)",
                     (run, site, name, KEPT_ROUNDS),
                 )
+            if self._kept_runs is not None:
+                connection.execute("INSERT OR IGNORE INTO runs SELECT DISTINCT run, 0 FROM states")  # of an older file
+                connection.execute("INSERT OR REPLACE INTO runs SELECT ?, coalesce(max(last), 0) + 1 FROM runs", (run,))
+                connection.execute(f"DELETE FROM states WHERE run NOT IN ({_NEWEST})", (self._kept_runs,))  # noqa: S608
             connection.execute("COMMIT")
 
     def sites(self, run: str, name: str) -> tuple[str, ...]:
@@ -138,6 +156,13 @@ class SiteStates:
             return
         with self._open() as connection:
             connection.execute("DELETE FROM states WHERE run = ?", (run,))
+
+    def _is_dropped(self, connection: sqlite3.Connection, run: str) -> bool:
+        """Whether a run had states that newer runs pushed out."""
+        if self._kept_runs is None:
+            return False
+        query = f"SELECT 1 FROM runs WHERE run = ? AND run NOT IN ({_NEWEST})"  # noqa: S608
+        return connection.execute(query, (run, self._kept_runs)).fetchone() is not None
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -174,6 +199,8 @@ class SiteStates:
             connection.execute("PRAGMA secure_delete = ON")
             connection.execute("PRAGMA cache_size = -2048")
             connection.execute(_SCHEMA)
+            if self._kept_runs is not None:
+                connection.execute(_RUNS)
         except BaseException:
             connection.close()
             raise

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 from client.agreement import agreed_config
 from client.answers import ANSWERS, answer
@@ -39,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class _Held:
-    """The rows that are held, and what they were read for."""
+    """The rows that are held, and what they were read for; a model of the past only by a weak reference."""
 
     key: object = None
     site: Site | None = None
@@ -127,7 +128,7 @@ class ResidentSite:
 
     def _site(self, config: RunConfig, own: SiteConfig, model: AdaptedModel) -> Site:
         """Return the site with its rows, which are read again when config or file are others than before."""
-        key = (agreed_config(config, own).data, own, model, _state_of(Path(own.data)))
+        key = (agreed_config(config, own).data, own, ref(model), _state_of(Path(own.data)))
         if self._held.site is None or self._held.key != key:
             self._held = _Held()  # let go of the old rows first
             site = real_site(config, own, model)

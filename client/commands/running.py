@@ -118,16 +118,15 @@ def _agent(socket: Path) -> dict[str, Any] | None:
 
 
 def _spent(own: SiteConfig) -> float | None:
-    """The largest ε that a dataset in the ledger has spent; None where the ledger cannot be read."""
+    """The largest ε that a dataset in the ledger has spent; None where it cannot be read, or one cannot be counted."""
     from client.ledger.ledger import Ledger
-    from client.ledger.report import report_ledger
+    from client.ledger.report import largest_epsilon
     from common.errors import PrivacyError
 
     try:
-        report = report_ledger(Ledger(Path(own.ledger)), own.budget, capped=False)
+        return largest_epsilon(Ledger(Path(own.ledger)).history(), own.budget)
     except PrivacyError:
         return None
-    return max((row["epsilon_spent"] for row in report["datasets"]), default=0.0)
 
 
 def logs(

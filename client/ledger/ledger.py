@@ -17,8 +17,8 @@ A round goes through two durable steps::
 - That a round failed, or fell silent, depends on the data where the failure does: one bit a round that no noise covers.
   An attempt that always dies on one record tells of it through the silence, ledger or no ledger.
 - A repeat that asks something else (another adapter, another config) is refused: answering would be a second release.
-- Once a later round of the run is committed, the bytes of earlier ones are dropped. A repeat of those is refused and
-  never computed anew.
+- Once a later round of the run is committed, the bytes of earlier ones are dropped; so are those of all but the newest
+  few releases, whatever their run. A repeat of a dropped one is refused and never computed anew.
 """
 
 from __future__ import annotations
@@ -234,8 +234,8 @@ class Ledger:
         kept = store.payload(request.run, request.round)
         if kept is None:
             raise PrivacyError(
-                f"{request} was released before and its bytes were dropped after a later round; expected a later "
-                "round. It is not computed a second time."
+                f"{request} was released before and its bytes were dropped after later ones; expected a later round, "
+                "or another run. It is not computed a second time."
             )
         return kept
 

@@ -36,6 +36,13 @@ def report_ledger(ledger: Ledger, budget: Budget, *, capped: bool) -> dict[str, 
     }
 
 
+def largest_epsilon(history: History, budget: Budget) -> float | None:
+    """Return the largest ε that a dataset has spent; None where the budget's unit cannot count one of them."""
+    spent = [_epsilon(history.charges(history.sharing(number)), budget) for number in history.datasets]
+    counted = [epsilon for epsilon in spent if epsilon is not None]
+    return max(counted, default=0.0) if len(counted) == len(spent) else None
+
+
 def _dataset(history: History, number: int, budget: Budget, *, capped: bool) -> dict[str, Any]:
     seen, near = history.datasets[number], history.sharing(number)
     charges = history.charges(near)

@@ -17,6 +17,9 @@ from client.ledger.file import SCHEMA
 from client.ledger.history import History, read_history
 from common.errors import PrivacyError
 
+KEPT_RELEASES = 8
+"""How many releases a ledger keeps the bytes of, all runs together: whoever asks for rounds must not fill the disk."""
+
 
 class Store:
     """A ledger within a transaction.
@@ -81,9 +84,13 @@ class Store:
         return bytes(found[0])
 
     def keep_payload(self, run: str, round_number: int, payload: bytes) -> None:
-        """Keep the released bytes of a round, and drop those of the run's earlier rounds."""
+        """Keep the released bytes of a round; drop those of the run's earlier ones, and all but the newest of all."""
         self._db.execute("INSERT INTO payloads VALUES (?, ?, ?)", (run, round_number, payload))
         self._db.execute("DELETE FROM payloads WHERE run = ? AND round < ?", (run, round_number))
+        self._db.execute(  # a new row's id is beyond all that are there
+            "DELETE FROM payloads WHERE rowid NOT IN (SELECT rowid FROM payloads ORDER BY rowid DESC LIMIT ?)",
+            (KEPT_RELEASES,),
+        )
 
     def expect_whole(self) -> None:
         """Check what an opening does not: pages, tables and triggers, noted records, kept bytes.

@@ -7,7 +7,7 @@ adapter are left out (:mod:`common.models.frozen`).
 
 from __future__ import annotations
 
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -43,9 +43,9 @@ def row_features(model: AdaptedModel, site: Site, config: RunConfig) -> RowFeatu
     if not may_have_features(model, config):
         return None
     known = _KNOWN.get(site)
-    if known is None or known[0] is not model:
+    if known is None or known[0]() is not model:
         limit = micro_batch_limit(config.training.micro_batch_size, model.device, packed=model.packs)
-        known = _KNOWN[site] = (model, _computed(model, site, limit))
+        known = _KNOWN[site] = (ref(model), _computed(model, site, limit))
     return known[1]
 
 
@@ -81,8 +81,8 @@ _STATES: WeakKeyDictionary[Site | TokenRows, tuple[_Origin, FrozenStates | None]
 """States by the rows of a virtual site, which several runs on the same data share, or by the real site they are of; for
 as long as it is held."""
 
-_KNOWN: WeakKeyDictionary[Site, tuple[AdaptedModel, RowFeatures | None]] = WeakKeyDictionary()
-"""Features by site, for as long as the site is held."""
+_KNOWN: WeakKeyDictionary[Site, tuple[ReferenceType[AdaptedModel], RowFeatures | None]] = WeakKeyDictionary()
+"""Features by site, for as long as the site is held; what model they are of, which they do not hold."""
 
 
 def _computed(model: AdaptedModel, site: Site, limit: Limit) -> RowFeatures | None:

@@ -2,36 +2,53 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import gc
+from dataclasses import dataclass
 
-from common.config.adapter import AdapterConfig
-from common.config.data import DataConfig
-from common.config.model import ModelConfig
 from common.config.run import RunConfig
 from common.methods import method_of
 from common.models.adapter import AdaptedModel, adapt
 from common.models.base import choose_device, load_base
 
 
+@dataclass
+class _Resident:
+    """The model that is held, what it was loaded for, and how often one was."""
+
+    key: object = None
+    model: AdaptedModel | None = None
+    loads: int = 0
+
+
+_resident = _Resident()
+
+
 def resident_model(config: RunConfig, device: str = "auto") -> AdaptedModel:
     """Return the adapted model of ``config``, loading it if this process has not yet.
 
+    One is held at a time: that of another config goes before this one is loaded, so that memory never has to hold two
+    bases, unless somebody else holds on to it.
+
     Whoever takes it loads the adapter it wants first: nothing is assumed about the values it was left with.
     """
-    return _load(config.model, config.adapter, config.data, device, method_of(config).core)
-
-
-@lru_cache(maxsize=1)
-def _load(model: ModelConfig, adapter: AdapterConfig, data: DataConfig, device: str, core: bool) -> AdaptedModel:
+    data, core = config.data, method_of(config).core
+    key = (config.model, config.adapter, data, device, core)
+    if _resident.model is not None and _resident.key == key:
+        return _resident.model
+    clear()
+    gc.collect()  # modules refer to each other in circles: without this the old weights stay until Python cares to look
+    _resident.loads += 1
     chosen = choose_device(device)
-    return adapt(load_base(model, data, chosen), adapter, data, chosen, core=core)
+    model = adapt(load_base(config.model, data, chosen), config.adapter, data, chosen, core=core)
+    _resident.key, _resident.model = key, model
+    return model
 
 
 def loads() -> int:
-    """Return how often this process has loaded a base model since it last forgot it."""
-    return _load.cache_info().misses
+    """Return how often this process has set about loading a base model in its life."""
+    return _resident.loads
 
 
 def clear() -> None:
-    """Forget the resident model, so that the next call loads it anew; for benchmarks."""
-    _load.cache_clear()
+    """Forget the resident model, so that the next call loads it anew; :func:`loads` counts on."""
+    _resident.key, _resident.model = None, None

@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import shutil
+import sqlite3
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -57,6 +60,20 @@ def new_ledger(path: Path) -> Ledger:
     made = Ledger(path)
     made.create()
     return made
+
+
+def cut_off_write(source: Path, target: Path) -> None:
+    """Leave ``target`` as a crash in the middle of a write leaves a ledger: pages of it changed, its journal hot."""
+    left = target.with_name("left")
+    with closing(sqlite3.connect(source, isolation_level=None)) as writer:
+        writer.execute("PRAGMA cache_size = 1")  # pages spill into the file before the commit
+        writer.execute("BEGIN IMMEDIATE")
+        for number in range(50):
+            writer.execute("INSERT INTO payloads VALUES ('x', ?, zeroblob(20000))", (number,))
+        shutil.copy(source, left)
+        shutil.copy(f"{source}-journal", f"{left}-journal")
+    left.rename(target)
+    Path(f"{left}-journal").rename(f"{target}-journal")
 
 
 def take_part(path: Path, outbox: Path, round_number: int, steps: int, run: str = RUN) -> bytes:

@@ -16,6 +16,7 @@ from common.errors import DataError, PrivacyError
 from common.models.adapter import initial_adapter
 from common.privacy.planning import plan_mechanism
 from common.wire import Refusal, SiteDescription, TrainReply
+from tests.client.ledgers import cut_off_write
 from tests.client.real_sites import PRIVATE, RUN, RealSite
 
 
@@ -106,6 +107,20 @@ def test_kill_in_training_stays_charged_and_is_trained_again_under_its_reservati
     assert entry.committed is None
     assert isinstance(site.train(1)[0], TrainReply)
     assert len(site.ledger.history().entries) == 1
+
+
+def test_write_cut_off_by_a_crash_is_taken_back_by_the_next_round(make_site: Callable[..., RealSite]) -> None:
+    site = make_site()
+    site.write(policy={"epsilon_per_run": 50.0})
+    assert isinstance(site.train(1)[0], TrainReply)
+    before = site.ledger.history()
+    cut_off_write(site.ledger.path, site.ledger.path)
+    with pytest.raises(PrivacyError, match="in the middle of a write"):
+        site.ledger.history()
+    assert isinstance(site.train(2)[0], TrainReply)
+    after = site.ledger.history()
+    assert after.entries.keys() == before.entries.keys() | {(RUN, 2)}
+    site.ledger.verify()
 
 
 def test_failure_after_the_commit_sends_what_was_committed(

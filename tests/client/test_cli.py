@@ -22,7 +22,7 @@ from client.site_config import SiteConfig, load_site_config
 from common.config.load import load_run_config
 from common.config.run import RunConfig
 from common.errors import ConfigError
-from tests.client.ledgers import OTHER_RUN, charge, new_ledger, request
+from tests.client.ledgers import OTHER_RUN, RUN, charge, new_ledger, request
 from tests.conftest import LABELS, config_text, label_rows, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -169,6 +169,31 @@ def test_charge_that_the_budget_cannot_count_is_shown_as_unknown(site: Path) -> 
     status, text, _ = call("ledger", site / "site.yaml", "--json")
     assert status == 0
     assert json.loads(text)["datasets"][0]["epsilon_left"] is None
+
+
+def test_status_says_unknown_where_one_dataset_of_several_cannot_be_counted(site: Path) -> None:
+    spend(site, 1, charge(6))
+    write_rows(site / "own.jsonl", [row | {"patient": "p"} for row in label_rows(24, start=24)])
+    write_site(site, person_field="patient")
+    assert len(spend(site, 1, charge(1, unit="user"), run=RUN).history().datasets) == 2
+    counted = json.loads(call("status", site / "site.yaml", "--json")[1])
+    assert counted["epsilon_spent"] > 0
+    write_site(site, person_field="patient", budget={"epsilon": 5.0, "unit": "user"})
+    status, text, error = call("status", site / "site.yaml", "--json")
+    assert (status, error) == (1, "")  # the agent does not run
+    assert json.loads(text)["epsilon_spent"] is None
+    assert "ε unknown of 5 spent" in call("status", site / "site.yaml")[1]
+
+
+def test_status_reads_the_spend_and_not_the_bytes_that_were_released(site: Path) -> None:
+    path = spend(site, 1, charge(6)).path
+    spent = json.loads(call("ledger", site / "site.yaml", "--json")[1])["datasets"][0]["epsilon_spent"]
+    assert spent > 0
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE payloads SET payload = x'00'")
+        connection.commit()
+    assert call("ledger", site / "site.yaml")[0] == 1
+    assert json.loads(call("status", site / "site.yaml", "--json")[1])["epsilon_spent"] == spent
 
 
 def test_broken_chain_is_one_line_and_a_failing_status(site: Path) -> None:

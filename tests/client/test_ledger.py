@@ -12,6 +12,7 @@ import pytest
 import client.ledger.spending
 from client.ledger.dataset import Dataset, identify
 from client.ledger.ledger import Ledger
+from client.ledger.store import KEPT_RELEASES, Store
 from client.site_config import Budget
 from common.data.examples import Example
 from common.errors import PrivacyError
@@ -77,6 +78,49 @@ def test_bytes_of_earlier_rounds_are_dropped_and_never_computed_anew(ledger: Led
                   lambda: ledger.commit(request(1), b"other noise")):  # fmt: skip
         with pytest.raises(PrivacyError, match="dropped"):
             again()
+
+
+@pytest.mark.parametrize("one_run", [False, True], ids=["runs of one round", "rounds of one run, last first"])
+def test_bytes_of_all_but_the_newest_releases_are_dropped(ledger: Ledger, one_run: bool) -> None:
+    count = 3 * KEPT_RELEASES
+    asked = [request(count - n) if one_run else request(1, f"{n:032x}") for n in range(count)]
+    sizes = []
+    for n, one in enumerate(asked):
+        ledger.reserve(one, ROWS, charge(1), Budget(epsilon=100))
+        ledger.commit(one, bytes([n]) * 50_000)
+        sizes.append(ledger.path.stat().st_size)
+    assert sizes[-1] < sizes[KEPT_RELEASES] + 100_000
+    for n, one in enumerate(asked):
+        if n >= count - KEPT_RELEASES:
+            assert ledger.reserve(one, ROWS, charge(1), Budget(epsilon=100)) == bytes([n]) * 50_000
+            continue
+        with pytest.raises(PrivacyError, match="dropped"):
+            ledger.reserve(one, ROWS, charge(1), Budget(epsilon=100))
+        with pytest.raises(PrivacyError, match="dropped"):
+            ledger.commit(one, b"other noise")
+    assert len(ledger.history().entries) == count
+    ledger.verify()
+
+
+def test_commit_that_does_not_end_drops_nothing(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = [request(1, f"{n:032x}") for n in range(KEPT_RELEASES)]
+    for one in kept:
+        ledger.reserve(one, ROWS, charge(1), Budget(epsilon=100))
+        ledger.commit(one, one.run.encode())
+    ledger.reserve(request(1), ROWS, charge(1), Budget(epsilon=100))
+    keep = Store.keep_payload
+
+    def cut_off(self: Store, *release: Any) -> None:
+        keep(self, *release)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "keep_payload", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            ledger.commit(request(1), b"cut off")
+    for one in kept:
+        assert ledger.reserve(one, ROWS, charge(1), Budget(epsilon=100)) == one.run.encode()
+    assert ledger.commit(request(1), b"once more") == b"once more"
 
 
 def test_refusal_names_what_is_left_in_one_line_and_writes_nothing(ledger: Ledger) -> None:

@@ -18,7 +18,7 @@ from client.ledger.file import SCHEMA
 from client.ledger.ledger import Ledger
 from client.site_config import Budget
 from common.errors import PrivacyError
-from tests.client.ledgers import charge, counted_steps, dataset, new_ledger, request, words
+from tests.client.ledgers import charge, counted_steps, cut_off_write, dataset, new_ledger, request, words
 
 ROWS, BUDGET = dataset(words(0, 4)), Budget(epsilon=100)
 
@@ -213,13 +213,7 @@ def test_read_only_file_is_one_line(ledger: Ledger, monkeypatch: pytest.MonkeyPa
 
 def test_write_cut_off_by_a_crash_is_taken_back_by_the_next_one(ledger: Ledger, tmp_path: Path) -> None:
     copy = Ledger(tmp_path / "copy.db")
-    with closing(sqlite3.connect(ledger.path, isolation_level=None)) as writer:
-        writer.execute("PRAGMA cache_size = 1")  # pages spill into the file before the commit
-        writer.execute("BEGIN IMMEDIATE")
-        for number in range(50):
-            writer.execute("INSERT INTO payloads VALUES ('x', ?, zeroblob(20000))", (number,))
-        shutil.copy(ledger.path, copy.path)
-        shutil.copy(f"{ledger.path}-journal", f"{copy.path}-journal")
+    cut_off_write(ledger.path, copy.path)
     with pytest.raises(PrivacyError, match="in the middle of a write"):
         copy.history()
     copy.expect_ready()

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import client.ledger.spending
+import client.ledger.store
 from client.site_config import Budget
 from common.errors import PrivacyError
 from tests.client.ledgers import OTHER_RUN, RUN, charge, counted_steps, dataset, new_ledger, request, words
@@ -29,7 +30,13 @@ class AgainstPlainModel(RuleBasedStateMachine):
         self.ledger = new_ledger(Path(self.folder.name) / "ledger.db")
         self.entries: dict[tuple[str, int], tuple[tuple[int, int], int, str]] = {}
         self.released: dict[tuple[str, int], bytes] = {}
+        self.held: list[tuple[str, int]] = []
         self.sent = 0
+
+    @initialize(releases=st.integers(1, 3))
+    def keep(self, releases: int) -> None:
+        self.kept_releases = releases
+        self.patch.setattr(client.ledger.store, "KEPT_RELEASES", releases)
 
     runs = st.sampled_from([RUN, OTHER_RUN])
     rounds, asks = st.integers(1, 4), st.sampled_from(["one", "two"])
@@ -41,7 +48,7 @@ class AgainstPlainModel(RuleBasedStateMachine):
         known = self.entries.get(key)
         near = [s for other, s, _ in self.entries.values() if other[0] < span[1] and span[0] < other[1]]
         if known is not None:
-            allowed = asks == known[2] and (self.kept(key) if key in self.released else known[:2] == (span, steps))
+            allowed = asks == known[2] and (key in self.held if key in self.released else known[:2] == (span, steps))
         else:
             allowed = sum(near) + steps <= self.cap
         try:
@@ -57,18 +64,22 @@ class AgainstPlainModel(RuleBasedStateMachine):
     def commit(self, run: str, number: int, asks: str) -> None:
         key, self.sent = (run, number), self.sent + 1
         known = self.entries.get(key)
-        allowed = known is not None and known[2] == asks and (key not in self.released or self.kept(key))
+        allowed = known is not None and known[2] == asks and (key not in self.released or key in self.held)
         try:
             got = self.ledger.commit(request(number, run, asks), str(self.sent).encode())
         except PrivacyError:
             assert not allowed
         else:
             assert allowed
+            if key not in self.released:
+                later = [other for other in self.held if other[0] != run or other[1] > number]
+                self.held = [*later, key][-self.kept_releases :]
             assert got == self.released.setdefault(key, str(self.sent).encode())
 
-    def kept(self, key: tuple[str, int]) -> bool:
-        order = [number for run, number in self.released if run == key[0]]
-        return all(number <= key[1] for number in order[order.index(key[1]) :])
+    @rule(run=runs, number=rounds, span=spans)
+    def take_part(self, run: str, number: int, span: tuple[int, int]) -> None:
+        self.reserve(run, number, "one", span, 1)
+        self.commit(run, number, "one")
 
     @invariant()
     def no_record_is_beyond_the_cap(self) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 import torch
 from safetensors.torch import load
 
+import client.ledger.store
+import client.site
 from client.state import SiteStates
 from common.factors import A, B, Factors, fixed_ranks, fixed_tensors, layers_of, with_rank
 from common.models.adapter import initial_adapter
@@ -79,6 +83,25 @@ def test_correction_under_a_method_without_one_is_refused(make_site: Callable[..
     reply, _ = site.train(1, fixed_ranks=(1, 1, 1, 1))
     assert isinstance(reply, Refusal)
     assert reply.code == "wire"
+
+
+def test_site_keeps_releases_and_personal_factors_of_the_newest_runs_alone(
+    make_site: Callable[..., RealSite], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client.site, "KEPT_RUNS", 2)
+    monkeypatch.setattr(client.ledger.store, "KEPT_RELEASES", 2)
+    site = make_site(aggregation={"method": "fedsa_lora"})
+    start = initial_adapter(site.model, site.config.seed)
+    received = {name: value for name, value in start.items() if not name.endswith(B)}
+    runs = [f"{number}" * 32 for number in range(3)]
+    assert all(isinstance(site.train(1, received, run=run)[0], TrainReply) for run in runs)
+    with closing(sqlite3.connect(site.ledger.path)) as connection:
+        assert [run for (run,) in connection.execute("SELECT run FROM payloads ORDER BY run")] == runs[1:]
+    personal = SiteStates(site.path.parent / "ledger.db-personal")
+    assert [personal.sites(run, "personal") for run in runs] == [(), ("north",), ("north",)]
+    assert [type(site.train(2, received, run=run)[0]) for run in runs] == [Refusal, TrainReply, TrainReply]
+    assert (runs[0], 2) not in site.ledger.history().entries
+    site.ledger.verify()
 
 
 def test_personal_factors_stay_beside_the_ledger(make_site: Callable[..., RealSite]) -> None:

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.state import KEPT_ROUNDS, SiteStates
+from client.state import KEPT_ROUNDS, KEPT_RUNS, SiteStates
 from common.errors import RunError
 from common.tensors import Tensors
 
@@ -80,6 +80,41 @@ def test_store_agrees_with_a_dictionary(
             found = value_of(states.before(RUN, site, "variate", number))
             assert found == (None if expected is None else by_round[expected])
     states.close()
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 3)), max_size=12))
+def test_states_of_the_newest_runs_are_kept_and_an_older_run_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, written: list[tuple[int, int]]
+) -> None:
+    states = SiteStates(tmp_path_factory.mktemp("states") / "states.db", kept_runs=2)
+    known: dict[int, dict[int, int]] = {}
+    for count, (run, number) in enumerate(written):
+        states.write(f"{run}" * 32, "north", number, {"variate": tensors(count)})
+        earlier = {r: v for r, v in known.pop(run, {}).items() if r < number}
+        known[run] = {**earlier, number: count}  # the newest run last
+        for old in list(known)[:-2]:
+            known[old] = {}
+    for run in range(6):
+        if run in known and run not in list(known)[-2:]:
+            with pytest.raises(RunError, match="was dropped after newer runs; expected one of the 2 runs"):
+                states.before(f"{run}" * 32, "north", "variate", 9)
+        else:
+            by_round = known.get(run, {})
+            expected = by_round[max(by_round)] if by_round else None
+            assert value_of(states.before(f"{run}" * 32, "north", "variate", 9)) == expected
+
+
+def test_file_does_not_grow_with_the_number_of_runs(tmp_path: Path) -> None:
+    path, own = tmp_path / "states.db", {"a": torch.zeros(10_000)}
+    SiteStates(path).write("f" * 32, "north", 1, {"variate": own})  # by a version that kept all
+    states, sizes = SiteStates(path, kept_runs=KEPT_RUNS), []
+    for run in range(4 * KEPT_RUNS):
+        states.write(f"{run:032x}", "north", 1, {"variate": own})
+        sizes.append(path.stat().st_size)
+    assert sizes[-1] < sizes[KEPT_RUNS] + 40_000
+    with pytest.raises(RunError, match="was dropped"):
+        states.before("f" * 32, "north", "variate", 2)
 
 
 def test_crash_between_write_and_commit_leaves_the_round_before(tmp_path: Path) -> None:
