@@ -60,6 +60,8 @@ class Submission(Section):
     """Flower's id of the newest submission."""
     flower_runs: Annotated[tuple[int, ...], Field(strict=False)] = ()
     """Flower's ids of all submissions."""
+    stopping: bool = False
+    """The caretaker ends the newest submission at Flower, to submit the run again; no operator asked for it."""
     submitted_s: float = 0.0
     """When it was submitted last, in seconds since 1970."""
     due_s: float = 0.0

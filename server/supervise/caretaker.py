@@ -85,10 +85,22 @@ class Caretaker:
         if decision.action is Action.END:
             place.write(submission.model_copy(update={"state": decision.ended, "reason": decision.reason}))
             logger.info("run %s is over: %s", place.name, decision.ended)
-        elif decision.action in (Action.SUBMIT, Action.STOP_AND_SUBMIT):
-            if decision.action is Action.STOP_AND_SUBMIT and submission.flower_run is not None:
-                self._flower.stop(submission.flower_run)
+        elif decision.action is Action.SUBMIT:
             self._submit(place, submission)
+        elif decision.action is Action.STOP_AND_SUBMIT and submission.flower_run is not None:
+            self._stop(place, submission, submission.flower_run)
+
+    def _stop(self, place: RunPlace, submission: Submission, flower_run: int) -> None:
+        # Written before Flower is asked: should this process end in between, or Flower's answer be lost, then the run
+        # that Flower has as stopped is not taken for one that an operator gave up.
+        submission = submission.model_copy(update={"stopping": True})
+        place.write(submission)
+        try:
+            self._flower.stop(flower_run)
+        except RunError as error:
+            logger.warning("run %s: Flower's run %d is not stopped, tried again: %s", place.name, flower_run, error)
+            return
+        self._submit(place, submission)
 
     def _submit(self, place: RunPlace, submission: Submission) -> None:
         if submission.state == "submitted":  # it died
@@ -103,7 +115,7 @@ class Caretaker:
         opened = submission.model_copy(
             update={
                 "fence": fence, "state": "submitting", "round_before": place.completed_rounds(),
-                "submitted_s": self._clock(), "reason": None,
+                "stopping": False, "submitted_s": self._clock(), "reason": None,
             }
         )  # fmt: skip
         place.write(opened)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -40,6 +41,8 @@ class Link(Flower):
         self.carried: list[Mapping[str, str | int]] = []
         self.registered: list[str] = []
         self.refuses_runs = False
+        self.stop_fails: BaseException | None = None
+        self.loses_stop = False
 
     def run(self, app: Path, run_config: Mapping[str, str | int]) -> int:
         if self.refuses_runs:
@@ -52,7 +55,10 @@ class Link(Flower):
         return dict(self.statuses)
 
     def stop(self, run_id: int) -> None:
-        self.statuses[run_id] = "finished:stopped"
+        if self.stop_fails is None or self.loses_stop:
+            self.statuses[run_id] = "finished:stopped"
+        if self.stop_fails is not None:
+            raise self.stop_fails
 
     def register(self, public_key: str, name: str) -> int:
         self.registered.append(name)
@@ -128,6 +134,50 @@ def test_run_whose_serverapp_was_killed_is_stopped_and_submitted_with_a_newer_fe
     assert link.statuses[1] == "finished:stopped"
     assert [values["run-fence"] for values in link.carried] == [1, 2]
     assert {values["run-name"] for values in link.carried} == {"tiny"}
+
+
+def dead_while_flower_has_it_as_running(state: StateFolder, link: Link, clock: Clock) -> Caretaker:
+    caretaker = Caretaker(state, link, clock=clock)
+    caretaker.look()
+    kill(serverapp(state, 1))
+    link.statuses[1] = "running"
+    return caretaker
+
+
+@pytest.mark.parametrize("how", [KeyboardInterrupt(), RunError("flwr stop did not answer; expected the SuperLink.")])
+def test_run_goes_on_though_the_caretaker_or_the_answer_is_lost_once_it_was_stopped(
+    state: StateFolder, place: RunPlace, how: BaseException
+) -> None:
+    link, clock = Link(), Clock()
+    caretaker = dead_while_flower_has_it_as_running(state, link, clock)
+    link.stop_fails, link.loses_stop = how, True
+    with contextlib.suppress(KeyboardInterrupt):
+        caretaker.look()
+    assert link.statuses[1] == "finished:stopped"
+    link.stop_fails = None
+    for _ in range(3):
+        Caretaker(state, link, clock=clock).look()
+        clock.now_s += 100
+    assert (place.submission().state, place.submission().fruitless) == ("submitted", 1)
+    assert [values["run-fence"] for values in link.carried] == [1, 2]
+    link.statuses[2] = "finished:stopped"  # this one an operator has stopped
+    caretaker.look()
+    assert place.submission().state == "stopped"
+
+
+def test_stop_that_fails_is_tried_again_and_keeps_no_other_run_waiting(state: StateFolder, place: RunPlace) -> None:
+    link, clock = Link(), Clock()
+    caretaker = dead_while_flower_has_it_as_running(state, link, clock)
+    other = ask_for_run(state, run_config(name="zeta"))
+    link.stop_fails = RunError("flwr stop failed; expected success.")
+    caretaker.look()
+    assert (link.statuses[1], other.submission().state) == ("running", "submitted")
+    link.stop_fails = None
+    for _ in range(3):
+        caretaker.look()
+        clock.now_s += 100
+    assert link.statuses[1] == "finished:stopped"
+    assert place.submission().fence == 2
 
 
 def test_serverapp_of_an_older_submission_ends_before_it_does_anything(state: StateFolder, place: RunPlace) -> None:
