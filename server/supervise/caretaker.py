@@ -54,8 +54,7 @@ class Caretaker:
             RunError: if the SuperLink does not answer.
         """
         if not self._enrolment.settled():
-            for site in self._enrolment.reconcile(self._flower):
-                logger.info("site %s is %s", site.name, "turned away" if site.revoked else "registered")
+            self._reconcile()
         places = [place for place in known_runs(self._state) if not place.submission().over]
         known: dict[int, str] | None = None
         for place in places:
@@ -72,6 +71,13 @@ class Caretaker:
                 stop_wished=place.stop_wish.exists(), now_s=self._clock(),
             )  # fmt: skip
             self._act(place, submission, decision)
+
+    def _reconcile(self) -> None:
+        try:
+            for site in self._enrolment.reconcile(self._flower):
+                logger.info("site %s is %s", site.name, "turned away" if site.revoked else "registered")
+        except RunError as error:  # runs go on with the sites there are
+            logger.warning("sites are not in step with the SuperLink, tried again: %s", error)
 
     def _may_ask(self, name: str, fence: int) -> bool:
         """Whether it is time to ask about a submission that has not begun; the first time it always is."""

@@ -64,6 +64,12 @@ class Link(Flower):
         self.registered.append(name)
         return 1000 + len(self.registered)
 
+    def unregister(self, node_id: int) -> None:
+        raise RunError("flwr supernode failed; expected success.")
+
+    def nodes(self) -> dict[int, str]:
+        return dict.fromkeys(range(1001, 1001 + len(self.registered)), "online")
+
 
 class Clock:
     """Seconds that pass when told to."""
@@ -271,6 +277,19 @@ def test_sites_are_registered_before_runs_are_submitted(state: StateFolder, plac
     Caretaker(state, link).look()
     assert link.registered == ["one"]
     assert Enrolment(state).settled()
+
+
+def test_runs_are_looked_after_while_a_site_cannot_be_turned_away(
+    state: StateFolder, place: RunPlace, caplog: pytest.LogCaptureFixture
+) -> None:
+    enrolment, link = Enrolment(state), Link()
+    enrolment.add("one", site_key()[1])
+    enrolment.reconcile(link)
+    enrolment.revoke("one")
+    Caretaker(state, link).look()
+    assert "not in step" in caplog.text
+    assert place.submission().state == "submitted"
+    assert not enrolment.settled()
 
 
 def test_name_is_taken_once_and_goes_on_only_when_over_with_the_same_config(state: StateFolder) -> None:
