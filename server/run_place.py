@@ -8,7 +8,7 @@
       lease.json        the fence of the ServerApp that held the lock last
       outcome.json      how it ended, if it could still say so
       steering.json     pause, and what was set between rounds
-      stop              asks the caretaker to give a run up that no ServerApp works on
+      stop              asks the caretaker, and a ServerApp that begins, to give the run up
       run.log           log of the ServerApp
       run/              the run folder: checkpoint, metrics, adapter
 
