@@ -1,8 +1,9 @@
 """Enrolled sites: their names and public keys, and what Flower's SuperLink knows of them.
 
 The registry says who may connect. The SuperLink is brought in step with it (:meth:`Enrolment.reconcile`) whenever it
-is up: keys added before are registered then, revoked ones are unregistered. Records of revoked sites stay, so that a
-revoked key is never taken again.
+is up: keys added before are registered then, revoked ones are unregistered. A process may end between asking Flower and
+writing the answer down: so a record says beforehand that its key is being registered, and a node that is to be turned
+away may be gone already. Records of revoked sites stay, so that a revoked key is never taken again.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -23,7 +24,7 @@ from common.config.section import Section
 from common.errors import ConfigError, RunError
 from common.kit import key_fingerprint
 from common.wire import SiteName
-from server.flower_commands import Flower
+from server.flower_commands import Flower, KeyInUseError
 from server.state_folder import StateFolder, locked
 
 UNREGISTERED = "unregistered"
@@ -43,13 +44,15 @@ class Site(Section):
     """When, UTC."""
     node_id: int | None = None
     """Flower's id of its node; None while the SuperLink does not know the key."""
+    registering: bool = False
+    """The SuperLink was asked to register the key, and what came of it is not written down: it may know the key."""
     revoked: str | None = None
     """When it was revoked, UTC; None while it may connect."""
 
     @property
     def settled(self) -> bool:
         """Whether the SuperLink knows the key if and only if it may connect."""
-        return (self.node_id is None) == (self.revoked is not None)
+        return not self.registering and (self.node_id is None) == (self.revoked is not None)
 
 
 class _Registry(Section):
@@ -127,36 +130,67 @@ class Enrolment:
     def reconcile(self, flower: Flower) -> list[Site]:
         """Register and unregister at the SuperLink what is not in step with the registry; return those records.
 
+        In the order in which they were added, up to the first failure: so the outcome of one registration at most is
+        open, and a node that no record names is that one's.
+
         Raises:
             RunError: if the SuperLink refuses or cannot be reached. What was done until then is kept.
         """
         changed = []
         for site in [site for site in self._read() if not site.settled]:
-            if site.node_id is None:
-                node_id: int | None = self._registered(flower, site)
-            else:
-                flower.unregister(site.node_id)
-                node_id = None
-            with self._editing() as sites:
-                at = next(n for n, known in enumerate(sites) if known.public_key == site.public_key)
-                sites[at] = sites[at].model_copy(update={"node_id": node_id})
-                changed.append(sites[at])
+            known = site if site.node_id is not None else self._registered(flower, site)
+            if known.node_id is not None and known.revoked is not None:
+                self._turn_away(flower, known.node_id)
+                known = self._changed(known, node_id=None)
+            changed.append(known)
         return changed
 
     def settled(self) -> bool:
         """Whether the SuperLink is in step with the registry."""
         return all(site.settled for site in self._read())
 
-    def _registered(self, flower: Flower, site: Site) -> int:
+    def _registered(self, flower: Flower, site: Site) -> Site:
+        """Register a key and return its record with the id of its node: None where a revoked key has none."""
+        if not site.registering:
+            self._changed(site, registering=True)
         try:
-            return flower.register(site.public_key, site.name)
-        except RunError:
+            node_id: int | None = flower.register(site.public_key, site.name)
+        except KeyInUseError:
             # Registered by a process that ended before it could write the id down: then one node is nobody's.
-            known = {other.node_id for other in self._read()}
-            nobodys = [node for node, status in flower.nodes().items() if node not in known and status != UNREGISTERED]
-            if len(nobodys) != 1:
+            node_id = self._nobodys(flower)
+            if node_id is None and site.revoked is None:
                 raise
-            return nobodys[0]
+        return self._changed(site, node_id=node_id, registering=False)
+
+    def _nobodys(self, flower: Flower) -> int | None:
+        """Return the one node whose id is not written down, None if there is none.
+
+        Raises:
+            RunError: if there are several.
+        """
+        known = {site.node_id for site in self._read()}
+        nobodys = [node for node, status in flower.nodes().items() if node not in known and status != UNREGISTERED]
+        if len(nobodys) > 1:
+            raise RunError(
+                f"the SuperLink knows {len(nobodys)} nodes that no record names; expected at most one. Unregister "
+                f"those that are no site's with flwr supernode unregister: {', '.join(map(str, nobodys))}."
+            )
+        return nobodys[0] if nobodys else None
+
+    def _turn_away(self, flower: Flower, node_id: int) -> None:
+        try:
+            flower.unregister(node_id)
+        except RunError:
+            # Flower refuses what it has turned away before, for a process that ended before it could write so.
+            if flower.nodes().get(node_id, UNREGISTERED) != UNREGISTERED:
+                raise
+
+    def _changed(self, site: Site, **changes: Any) -> Site:
+        """Change the record of a key and return it as it is then."""
+        with self._editing() as sites:
+            at = next(n for n, known in enumerate(sites) if known.public_key == site.public_key)
+            sites[at] = sites[at].model_copy(update=changes)
+            return sites[at]
 
     def _read(self) -> tuple[Site, ...]:
         try:

@@ -21,6 +21,8 @@ from server.state_folder import StateFolder
 CONNECTION = "coordinator"
 BIN = Path(sys.executable).parent
 COMMAND_TIMEOUT_S = 120
+KEY_IN_USE = "Public key already in use"
+"""What Flower says of a key that was registered before."""
 
 SETTINGS = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -36,6 +38,10 @@ def flower_environment(state: StateFolder) -> dict[str, str]:
     return {**os.environ, **SETTINGS, **own}
 
 
+class KeyInUseError(RunError):
+    """The SuperLink has registered a key before, be it that it has turned it away since."""
+
+
 class Flower:
     """Commands to the SuperLink of a state folder.
 
@@ -49,7 +55,11 @@ class Flower:
         self.address = f"127.0.0.1:{port}"
 
     def register(self, public_key: str, name: str) -> int:
-        """Let the holder of a key connect as ``name`` and return the id of its node."""
+        """Let the holder of a key connect as ``name`` and return the id of its node.
+
+        Raises:
+            KeyInUseError: if the key was registered before.
+        """
         file = self._state.flower_home / "register.pub"
         file.write_text(public_key + "\n", encoding="ascii")
         return int(self._call("supernode", "register", file, CONNECTION, "--name", name)["node-id"])
@@ -100,7 +110,8 @@ class Flower:
         answer = _last_object(done.stdout)
         if done.returncode != 0 or not answer.get("success"):
             said = str(answer.get("error-message") or done.stderr or done.stdout).strip()
-            raise RunError(f"flwr {arguments[0]} failed ({' '.join(said.split())[:300]}); expected success.")
+            kind = KeyInUseError if KEY_IN_USE in said else RunError
+            raise kind(f"flwr {arguments[0]} failed ({' '.join(said.split())[:300]}); expected success.")
         return answer
 
     def _configure(self) -> None:

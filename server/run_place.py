@@ -8,7 +8,7 @@
       lease.json        the fence of the ServerApp that held the lock last
       outcome.json      how it ended, if it could still say so
       steering.json     pause, and what was set between rounds
-      stop              asks the caretaker to give a run up that no ServerApp works on
+      stop              asks the caretaker, and a ServerApp that begins, to give the run up
       run.log           log of the ServerApp
       run/              the run folder: checkpoint, metrics, adapter
 
@@ -60,6 +60,8 @@ class Submission(Section):
     """Flower's id of the newest submission."""
     flower_runs: Annotated[tuple[int, ...], Field(strict=False)] = ()
     """Flower's ids of all submissions."""
+    stopping: bool = False
+    """The caretaker ends the newest submission at Flower, to submit the run again; no operator asked for it."""
     submitted_s: float = 0.0
     """When it was submitted last, in seconds since 1970."""
     due_s: float = 0.0

@@ -109,13 +109,17 @@ def stop(
 
         folder = StateFolder.open(state)
         place = find_run(folder, name)
-        if not place.is_live() and not place.submission().over:
-            place.stop_wish.touch()  # nobody works on it, perhaps between two submissions: the caretaker gives it up
-            if as_json:
-                print_json(run_line(place))
-            else:
-                say(f"run {name!r}: nobody works on it; it will not be submitted again.")
-            return
+        if not place.submission().over:
+            # Put down before the ServerApp is looked for and told: should it die before it acts, the caretaker gives
+            # the run up, and one that begins only now finds the wish.
+            if not (after_round and place.is_live()):
+                place.stop_wish.touch()
+            if not place.is_live():
+                if as_json:
+                    print_json(run_line(place))
+                else:
+                    say(f"run {name!r}: nobody works on it; it will not be submitted again.")
+                return
         said = "it ends after the round in progress." if after_round else "it ends now."
         _steer(name, state, tcp, as_json, debug, lambda client: client.stop(after_round=after_round), said)
 

@@ -54,8 +54,7 @@ class Caretaker:
             RunError: if the SuperLink does not answer.
         """
         if not self._enrolment.settled():
-            for site in self._enrolment.reconcile(self._flower):
-                logger.info("site %s is %s", site.name, "turned away" if site.revoked else "registered")
+            self._reconcile()
         places = [place for place in known_runs(self._state) if not place.submission().over]
         known: dict[int, str] | None = None
         for place in places:
@@ -73,6 +72,13 @@ class Caretaker:
             )  # fmt: skip
             self._act(place, submission, decision)
 
+    def _reconcile(self) -> None:
+        try:
+            for site in self._enrolment.reconcile(self._flower):
+                logger.info("site %s is %s", site.name, "turned away" if site.revoked else "registered")
+        except RunError as error:  # runs go on with the sites there are
+            logger.warning("sites are not in step with the SuperLink, tried again: %s", error)
+
     def _may_ask(self, name: str, fence: int) -> bool:
         """Whether it is time to ask about a submission that has not begun; the first time it always is."""
         asked, now = self._asked.get(name), self._clock()
@@ -85,10 +91,22 @@ class Caretaker:
         if decision.action is Action.END:
             place.write(submission.model_copy(update={"state": decision.ended, "reason": decision.reason}))
             logger.info("run %s is over: %s", place.name, decision.ended)
-        elif decision.action in (Action.SUBMIT, Action.STOP_AND_SUBMIT):
-            if decision.action is Action.STOP_AND_SUBMIT and submission.flower_run is not None:
-                self._flower.stop(submission.flower_run)
+        elif decision.action is Action.SUBMIT:
             self._submit(place, submission)
+        elif decision.action is Action.STOP_AND_SUBMIT and submission.flower_run is not None:
+            self._stop(place, submission, submission.flower_run)
+
+    def _stop(self, place: RunPlace, submission: Submission, flower_run: int) -> None:
+        # Written before Flower is asked: should this process end in between, or Flower's answer be lost, then the run
+        # that Flower has as stopped is not taken for one that an operator gave up.
+        submission = submission.model_copy(update={"stopping": True})
+        place.write(submission)
+        try:
+            self._flower.stop(flower_run)
+        except RunError as error:
+            logger.warning("run %s: Flower's run %d is not stopped, tried again: %s", place.name, flower_run, error)
+            return
+        self._submit(place, submission)
 
     def _submit(self, place: RunPlace, submission: Submission) -> None:
         if submission.state == "submitted":  # it died
@@ -103,7 +121,7 @@ class Caretaker:
         opened = submission.model_copy(
             update={
                 "fence": fence, "state": "submitting", "round_before": place.completed_rounds(),
-                "submitted_s": self._clock(), "reason": None,
+                "stopping": False, "submitted_s": self._clock(), "reason": None,
             }
         )  # fmt: skip
         place.write(opened)

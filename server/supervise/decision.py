@@ -2,7 +2,8 @@
 
 A ServerApp survives the SuperLink, so a run whose ServerApp lives is left alone whatever Flower says. A run is
 submitted again only if Flower has it as finished without an outcome of ours, or as running while no ServerApp lives (it
-is stopped first).
+is stopped first; that the caretaker stops it is written down before, for a run that Flower has as stopped and nobody
+here has stopped is over: an operator stopped it with Flower).
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def decide(
         return Decision(Action.END, "failed", reason)
     if submission.state in ("waiting", "submitting") or status is None:
         return Decision(Action.SUBMIT)
-    if status == "finished:stopped":
+    if status == "finished:stopped" and not submission.stopping:
         return Decision(Action.END, "stopped")
     if status.startswith("finished"):
         return Decision(Action.SUBMIT)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -31,6 +33,8 @@ STOP_WAIT_S = 60.0
 
 def serve(state: StateFolder, only: Sequence[str] = (), started: Callable[[], None] = lambda: None) -> None:
     """Keep the components alive until SIGTERM or SIGINT, then end them and all that they started.
+
+    Nothing else ends it: what the system refuses is tried again.
 
     Args:
         state: the state folder.
@@ -54,15 +58,20 @@ def serve(state: StateFolder, only: Sequence[str] = (), started: Callable[[], No
         _end_left_over(state)
         before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
         running = {name: Supervised(known[name], state.log(name)) for name in only or known}
+        refusals = _Refusals()
         try:
-            first = True
+            noted = announced = False
             while not ended.is_set():
-                tended = [supervised.tend() for supervised in running.values()]
-                if any(tended):
-                    _write(state, running)
-                if first:
+                for name, supervised in running.items():
+                    with refusals.tried(name):
+                        noted = not supervised.tend() and noted
+                if not noted:
+                    with refusals.tried(str(state.up)):
+                        _write(state, running)
+                        noted = True
+                if not announced and all(supervised.restarts >= 0 for supervised in running.values()):
                     started()
-                    first = False
+                    announced = True
                 ended.wait(POLL_S)
         finally:
             for number in before:
@@ -130,6 +139,26 @@ def listens(port: int, host: str = "127.0.0.1") -> bool:
     except OSError:
         return False
     return True
+
+
+class _Refusals:
+    """What the system refuses, as on a full disk or where no process can be made: said once, and tried again."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, str] = {}
+
+    @contextlib.contextmanager
+    def tried(self, what: str) -> Iterator[None]:
+        """Go on where the system refuses something."""
+        try:
+            yield
+        except (OSError, subprocess.SubprocessError) as error:
+            why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            if self._said.get(what) != why:
+                logger.warning("%s: %s; it is tried again", what, why)
+            self._said[what] = why
+        else:
+            self._said.pop(what, None)
 
 
 def _write(state: StateFolder, running: dict[str, Supervised]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,30 +13,44 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from common.errors import ConfigError, RunError
 from server.enrolment import Enrolment
-from server.flower_commands import Flower
+from server.flower_commands import Flower, KeyInUseError
 from server.state_folder import StateFolder
 from tests.server.coordinator import coordinator, site_key
 
 
 class Registrar(Flower):
-    """Keeps what it is asked to register; refuses a key twice, as a SuperLink does, and fails where told to."""
+    """Keeps what it is asked to register; refuses what a SuperLink refuses, and fails where told to."""
 
     def __init__(self) -> None:
         self.known: dict[int, str] = {}
         self.away: set[int] = set()
         self.fails_after: int | None = None
+        self.loses_answer: BaseException | None = None
 
     def register(self, public_key: str, name: str) -> int:
         if self.fails_after == len(self.known):
             raise RunError("the SuperLink is gone; expected it.")
         if public_key in self.known.values():
-            raise RunError("public key already in use; expected a new one.")
+            raise KeyInUseError("public key already in use; expected a new one.")
         node = 1000 + len(self.known)
         self.known[node] = public_key
+        self.lose_answer()
         return node
 
     def unregister(self, node_id: int) -> None:
+        if node_id not in self.known or node_id in self.away:
+            raise RunError("node ID not found for account; expected one that is registered.")
         self.away.add(node_id)
+        self.lose_answer()
+
+    def lose_answer(self) -> None:
+        lost, self.loses_answer = self.loses_answer, None
+        if lost is not None:
+            raise lost
+
+    def admitted(self) -> set[str]:
+        """The keys that may connect."""
+        return {key for node, key in self.known.items() if node not in self.away}
 
     def nodes(self) -> dict[int, str]:
         return {node: "unregistered" if node in self.away else "online" for node in self.known}
@@ -136,6 +151,109 @@ def test_site_registered_by_a_process_that_died_before_it_wrote_so_is_found(stat
     site = enrolment.add("one", site_key()[1])
     node = registrar.register(site.public_key, site.name)
     assert [known.node_id for known in enrolment.reconcile(registrar)] == [node]
+
+
+LOST = [KeyboardInterrupt(), RunError("flwr did not answer; expected the SuperLink.")]
+"""The process ends once the SuperLink has done what it was asked for; or goes on without its answer."""
+
+
+@pytest.mark.parametrize("lost", LOST)
+def test_site_turned_away_before_that_was_written_down_is_settled_the_next_time(
+    state: StateFolder, lost: BaseException
+) -> None:
+    enrolment, registrar = Enrolment(state), Registrar()
+    for name in ("one", "two"):
+        enrolment.add(name, site_key()[1])
+    enrolment.reconcile(registrar)
+    enrolment.revoke("one")
+    registrar.loses_answer = lost
+    with contextlib.suppress(KeyboardInterrupt):
+        enrolment.reconcile(registrar)
+    Enrolment(state).reconcile(registrar)
+    assert enrolment.settled()
+    assert registrar.admitted() == {enrolment.get("two").public_key}
+
+
+def test_node_that_the_superlink_lost_is_turned_away(state: StateFolder) -> None:
+    enrolment, registrar = Enrolment(state), Registrar()
+    enrolment.add("one", site_key()[1])
+    enrolment.reconcile(registrar)
+    enrolment.revoke("one")
+    registrar.known.clear()
+    enrolment.reconcile(registrar)
+    assert enrolment.settled()
+
+
+def test_site_that_the_superlink_does_not_turn_away_stays_to_be_turned_away(state: StateFolder) -> None:
+    enrolment = Enrolment(state)
+
+    class Deaf(Registrar):
+        def unregister(self, node_id: int) -> None:
+            raise RunError("the SuperLink is busy; expected an answer.")
+
+    registrar = Deaf()
+    enrolment.add("one", site_key()[1])
+    enrolment.reconcile(registrar)
+    enrolment.revoke("one")
+    with pytest.raises(RunError, match="busy"):
+        enrolment.reconcile(registrar)
+    assert not enrolment.settled()
+
+
+@pytest.mark.parametrize("lost", LOST)
+def test_site_revoked_while_its_registration_was_not_written_down_is_turned_away(
+    state: StateFolder, lost: BaseException
+) -> None:
+    enrolment, registrar = Enrolment(state), Registrar()
+    enrolment.add("one", site_key()[1])
+    registrar.loses_answer = lost
+    with contextlib.suppress(KeyboardInterrupt, RunError):
+        enrolment.reconcile(registrar)
+    assert len(registrar.admitted()) == 1
+    enrolment.revoke("one")
+    assert not enrolment.settled()
+    site = enrolment.add("two", site_key()[1])
+    enrolment.reconcile(registrar)
+    assert enrolment.settled()
+    assert registrar.admitted() == {site.public_key}
+    ((node, name),) = enrolment.members().items()
+    assert (registrar.known[node], name) == (site.public_key, "two")
+
+
+def test_site_revoked_while_its_registration_failed_never_gets_in(state: StateFolder) -> None:
+    enrolment, registrar = Enrolment(state), Registrar()
+    enrolment.add("one", site_key()[1])
+    registrar.fails_after = 0
+    with pytest.raises(RunError, match="gone"):
+        enrolment.reconcile(registrar)
+    enrolment.revoke("one")
+    registrar.fails_after = None
+    enrolment.reconcile(registrar)
+    assert enrolment.settled()
+    assert not registrar.admitted()
+
+
+def test_node_of_another_is_never_taken_for_that_of_a_site_whose_registration_failed(state: StateFolder) -> None:
+    enrolment, registrar = Enrolment(state), Registrar()
+    registrar.register(site_key()[1], "by hand")
+    enrolment.add("one", site_key()[1])
+    registrar.fails_after = 1
+    with pytest.raises(RunError, match="gone"):
+        enrolment.reconcile(registrar)
+    assert enrolment.members() == {}
+    registrar.fails_after = None
+    enrolment.reconcile(registrar)
+    assert enrolment.members() == {1001: "one"}
+
+
+def test_nodes_that_cannot_be_told_apart_are_nobodys(state: StateFolder) -> None:
+    enrolment, registrar = Enrolment(state), Registrar()
+    site = enrolment.add("one", site_key()[1])
+    for key in (site.public_key, site_key()[1]):
+        registrar.register(key, "by hand")
+    with pytest.raises(RunError, match="1000, 1001"):
+        enrolment.reconcile(registrar)
+    assert enrolment.members() == {}
 
 
 def test_damaged_registry_admits_nobody(state: StateFolder) -> None:

@@ -2,71 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
+from typer.testing import CliRunner, Result
 
 from common.errors import ConfigError, RunError
+from server.cli import app
 from server.enrolment import Enrolment
-from server.flower_commands import Flower
 from server.run_place import Outcome, RunPlace, ask_for_run, find_run, known_runs
 from server.state_folder import StateFolder
 from server.supervise.caretaker import Caretaker
 from server.supervise.decision import MOST_FRUITLESS
 from tests.server.coordinator import coordinator, site_key
 from tests.server.run_configs import run_config
-
-HOLD = """
-import sys
-from pathlib import Path
-from server.run_place import RunPlace
-from server.state_folder import StateFolder
-with RunPlace(StateFolder(Path(sys.argv[1])), "tiny").lease(int(sys.argv[2]), 0.0):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-class Link(Flower):
-    """What the caretaker asks of Flower, kept in memory; fails where told to."""
-
-    def __init__(self) -> None:
-        self.statuses: dict[int, str] = {}
-        self.carried: list[Mapping[str, str | int]] = []
-        self.registered: list[str] = []
-        self.refuses_runs = False
-
-    def run(self, app: Path, run_config: Mapping[str, str | int]) -> int:
-        if self.refuses_runs:
-            raise RunError("flwr run failed; expected success.")
-        self.carried.append(run_config)
-        self.statuses[len(self.carried)] = "pending"
-        return len(self.carried)
-
-    def runs(self) -> dict[int, str]:
-        return dict(self.statuses)
-
-    def stop(self, run_id: int) -> None:
-        self.statuses[run_id] = "finished:stopped"
-
-    def register(self, public_key: str, name: str) -> int:
-        self.registered.append(name)
-        return 1000 + len(self.registered)
-
-
-class Clock:
-    """Seconds that pass when told to."""
-
-    def __init__(self) -> None:
-        self.now_s = 10_000.0
-
-    def __call__(self) -> float:
-        return self.now_s
+from tests.server.supervise.link import Clock, Link, kill, serverapp
 
 
 @pytest.fixture
@@ -78,23 +30,6 @@ def state() -> Iterator[StateFolder]:
 @pytest.fixture
 def place(state: StateFolder) -> RunPlace:
     return ask_for_run(state, run_config())
-
-
-def serverapp(state: StateFolder, fence: int) -> subprocess.Popen[str]:
-    """A process that holds the lease of the run as a ServerApp does."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(state.path), str(fence)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )  # fmt: skip
-    assert process.stdout is not None
-    process.stdout.readline()
-    return process
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    process.kill()
-    process.communicate()
 
 
 def test_run_is_submitted_once_while_its_serverapp_starts_and_lives(state: StateFolder, place: RunPlace) -> None:
@@ -128,6 +63,50 @@ def test_run_whose_serverapp_was_killed_is_stopped_and_submitted_with_a_newer_fe
     assert link.statuses[1] == "finished:stopped"
     assert [values["run-fence"] for values in link.carried] == [1, 2]
     assert {values["run-name"] for values in link.carried} == {"tiny"}
+
+
+def dead_while_flower_has_it_as_running(state: StateFolder, link: Link, clock: Clock) -> Caretaker:
+    caretaker = Caretaker(state, link, clock=clock)
+    caretaker.look()
+    kill(serverapp(state, 1))
+    link.statuses[1] = "running"
+    return caretaker
+
+
+@pytest.mark.parametrize("how", [KeyboardInterrupt(), RunError("flwr stop did not answer; expected the SuperLink.")])
+def test_run_goes_on_though_the_caretaker_or_the_answer_is_lost_once_it_was_stopped(
+    state: StateFolder, place: RunPlace, how: BaseException
+) -> None:
+    link, clock = Link(), Clock()
+    caretaker = dead_while_flower_has_it_as_running(state, link, clock)
+    link.stop_fails, link.loses_stop = how, True
+    with contextlib.suppress(KeyboardInterrupt):
+        caretaker.look()
+    assert link.statuses[1] == "finished:stopped"
+    link.stop_fails = None
+    for _ in range(3):
+        Caretaker(state, link, clock=clock).look()
+        clock.now_s += 100
+    assert (place.submission().state, place.submission().fruitless) == ("submitted", 1)
+    assert [values["run-fence"] for values in link.carried] == [1, 2]
+    link.statuses[2] = "finished:stopped"  # this one an operator has stopped
+    caretaker.look()
+    assert place.submission().state == "stopped"
+
+
+def test_stop_that_fails_is_tried_again_and_keeps_no_other_run_waiting(state: StateFolder, place: RunPlace) -> None:
+    link, clock = Link(), Clock()
+    caretaker = dead_while_flower_has_it_as_running(state, link, clock)
+    other = ask_for_run(state, run_config(name="zeta"))
+    link.stop_fails = RunError("flwr stop failed; expected success.")
+    caretaker.look()
+    assert (link.statuses[1], other.submission().state) == ("running", "submitted")
+    link.stop_fails = None
+    for _ in range(3):
+        caretaker.look()
+        clock.now_s += 100
+    assert link.statuses[1] == "finished:stopped"
+    assert place.submission().fence == 2
 
 
 def test_serverapp_of_an_older_submission_ends_before_it_does_anything(state: StateFolder, place: RunPlace) -> None:
@@ -201,6 +180,47 @@ def test_run_stopped_while_nobody_works_on_it_is_over(state: StateFolder, place:
     assert not link.carried
 
 
+def stopped(state: StateFolder, *options: str) -> Result:
+    return CliRunner().invoke(app, ["stop", "tiny", *options, "--state", str(state.path)])
+
+
+def test_run_stopped_at_once_is_over_though_its_serverapp_dies_before_it_acts(
+    state: StateFolder, place: RunPlace
+) -> None:
+    link, clock = Link(), Clock()
+    caretaker = Caretaker(state, link, clock=clock)
+    caretaker.look()
+    process = serverapp(state, 1)  # it answers no call: it is about to die
+    try:
+        assert "does not answer" in stopped(state, "--after-round").stderr
+        assert not place.stop_wish.exists()
+        assert "does not answer" in stopped(state).stderr
+    finally:
+        kill(process)
+    link.statuses[1] = "running"
+    for _ in range(3):
+        caretaker.look()
+        clock.now_s += 100
+    assert place.submission().state == "stopped"
+    assert len(link.carried) == 1
+
+
+def test_serverapp_that_begins_while_the_run_is_stopped_finds_the_wish(
+    state: StateFolder, place: RunPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[bool] = []
+    look = RunPlace.is_live
+
+    def begins_before(asked: RunPlace) -> bool:
+        found.append(asked.stop_wish.exists())  # what a ServerApp sees that has the lease from now on
+        return look(asked)
+
+    monkeypatch.setattr(RunPlace, "is_live", begins_before)
+    assert stopped(state).exit_code == 0
+    assert found
+    assert all(found)
+
+
 def test_run_that_was_stopped_is_submitted_again_when_asked_for(state: StateFolder, place: RunPlace) -> None:
     link = Link()
     caretaker = Caretaker(state, link)
@@ -221,6 +241,19 @@ def test_sites_are_registered_before_runs_are_submitted(state: StateFolder, plac
     Caretaker(state, link).look()
     assert link.registered == ["one"]
     assert Enrolment(state).settled()
+
+
+def test_runs_are_looked_after_while_a_site_cannot_be_turned_away(
+    state: StateFolder, place: RunPlace, caplog: pytest.LogCaptureFixture
+) -> None:
+    enrolment, link = Enrolment(state), Link()
+    enrolment.add("one", site_key()[1])
+    enrolment.reconcile(link)
+    enrolment.revoke("one")
+    Caretaker(state, link).look()
+    assert "not in step" in caplog.text
+    assert place.submission().state == "submitted"
+    assert not enrolment.settled()
 
 
 def test_name_is_taken_once_and_goes_on_only_when_over_with_the_same_config(state: StateFolder) -> None:

@@ -100,6 +100,11 @@ def test_operator_who_stopped_it_with_flower_is_obeyed() -> None:
     assert what(status="finished:stopped") is Action.END
 
 
+def test_run_that_the_caretaker_stopped_itself_is_submitted_again() -> None:
+    assert what(submission(stopping=True), status="finished:stopped") is Action.SUBMIT
+    assert what(submission(stopping=True), status="running") is Action.STOP_AND_SUBMIT
+
+
 outcomes = st.none() | st.builds(
     Outcome, fence=st.integers(0, 4), ended=st.sampled_from(["completed", "stopped", "failed"]), final=st.booleans()
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -12,10 +13,12 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from common.atomic import write_atomic
 from common.errors import ConfigError, RunError
 from common.processes import identity_of, is_alive
 from server.authority import create_coordinator
@@ -28,7 +31,7 @@ from server.supervise.processes import (
     Supervised,
     end_families,
 )
-from server.supervise.service import _end_left_over, running_service, serve, stop_service
+from server.supervise.service import _end_left_over, component_states, running_service, serve, stop_service
 from server.supervise.units import TARGET, unit_files, write_units
 from tests.server.coordinator import coordinator, server_config
 
@@ -231,6 +234,47 @@ def test_service_ends_its_components_on_sigterm() -> None:
         assert isinstance(components, dict)
         assert list(components) == ["gateway"]
         assert not is_alive(components["gateway"]["process"])
+        assert not state.up.exists()
+
+
+def test_what_the_system_refuses_is_said_once_and_tried_again_while_the_rest_runs_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with coordinator() as state:
+        blocked, seen = state.log("gateway"), list[dict[str, Any]]()
+        blocked.mkdir()  # as on a full disk, its log cannot be written
+        full = [True]
+
+        def write(path: Path, content: bytes) -> None:
+            if full[0]:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            write_atomic(path, content)
+
+        def runs(name: str) -> bool:
+            known = running_service(state)
+            return known is not None and is_alive(known["components"][name]["process"])
+
+        def ask() -> None:
+            wait_until(lambda: len(caplog.messages) >= 2)
+            full[0] = False
+            wait_until(lambda: runs("caretaker"))
+            assert not runs("gateway")
+            seen.append(component_states(state))
+            blocked.rmdir()
+            wait_until(lambda: runs("gateway"))
+            seen.append(component_states(state))
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        monkeypatch.setattr("server.supervise.service.write_atomic", write)
+        announced: list[bool] = []
+        asker = threading.Thread(target=ask)
+        asker.start()
+        serve(state, ["gateway", "caretaker"], started=lambda: announced.append(blocked.is_file()))
+        asker.join(WAIT_S)
+        assert announced == [True]
+        assert [message.partition(": ")[0] for message in caplog.messages] == ["gateway", str(state.up)]
+        assert [component["gateway"]["running"] for component in seen] == [False, True]
+        assert seen[0]["caretaker"]["pid"] == seen[1]["caretaker"]["pid"]
         assert not state.up.exists()
 
 
