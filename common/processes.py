@@ -1,10 +1,16 @@
-"""A process, told from any other that is given its id later."""
+"""Processes: one told from any other that is given its id later, and a log that does not grow for ever."""
 
 from __future__ import annotations
 
+import logging
+import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 import psutil
+
+logger = logging.getLogger(__name__)
 
 
 def identity_of(pid: int) -> dict[str, Any]:
@@ -31,3 +37,14 @@ def process_of(identity: dict[str, Any] | None) -> psutil.Process | None:
 def is_alive(identity: dict[str, Any] | None) -> bool:
     """Whether the very process that :func:`identity_of` named still runs."""
     return process_of(identity) is not None
+
+
+def trim_log(path: Path, largest_bytes: int) -> None:
+    """Move what a log holds to ``.1`` once it is large; the process that appends to it goes on at its start."""
+    if not path.exists() or path.stat().st_size <= largest_bytes:
+        return
+    try:
+        shutil.copyfile(path, path.with_suffix(".log.1"))
+    except OSError as error:  # a full disk, say: the components must not end for it
+        logger.warning("%s cannot be put aside and is dropped: %s", path.name, error)
+    os.truncate(path, 0)

@@ -15,7 +15,6 @@ import ctypes
 import json
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from typing import Any
 from client.supervise.components import Component
 from client.supervise.orphans import Orphans
 from common.atomic import write_atomic
-from common.processes import identity_of
+from common.processes import identity_of, trim_log
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +102,7 @@ class Supervisor:
                         logs_due = time.monotonic() + _LOG_EVERY_S
                         for kept in self._kept:
                             with self._tried(str(kept.component.log)):
-                                trim_log(kept.component.log)
+                                trim_log(kept.component.log, LARGEST_LOG)
                     self._write()
             finally:
                 self._end()
@@ -214,13 +213,6 @@ def refusal_in(log: bytes) -> str | None:
     lines = log.partition(_BEFORE_REASON)[2].decode("utf-8", "replace").splitlines()
     reason = "".join(character for character in "".join(lines[1:2]) if character.isprintable())
     return reason[:_REASON_LENGTH] or "refused"
-
-
-def trim_log(path: Path) -> None:
-    """Move what a log holds to ``.1`` once it is large; whoever appends to it goes on at its start."""
-    if path.exists() and path.stat().st_size > LARGEST_LOG:
-        shutil.copyfile(path, path.with_suffix(".log.1"))
-        os.truncate(path, 0)
 
 
 def _since(log: Path, start: int) -> bytes:

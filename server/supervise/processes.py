@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from common.processes import identity_of
+from common.processes import identity_of, trim_log
 from server.supervise.components import Component
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ STEADY_S = 60.0
 """Seconds after which a process counts as steady: when it ends then, it is started again at once."""
 END_S = 8.0
 LOG_BYTES = 20_000_000
-"""Size of a log at which it is put aside when its component starts."""
+"""Size of a log at which what it holds is put aside, in place of what was put aside before."""
 
 
 class Supervised:
@@ -42,7 +42,8 @@ class Supervised:
         self._pause_s, self._due_s, self._began_s = FIRST_PAUSE_S, 0.0, 0.0
 
     def tend(self) -> bool:
-        """Start the process if it does not run and is due; return whether it was started."""
+        """Start the process if it does not run and is due; return whether it was started. Its log is kept short."""
+        trim_log(self._log, LOG_BYTES)
         now = self._clock()
         if self._process is not None:
             status = self._process.poll()
@@ -77,8 +78,6 @@ class Supervised:
         self._process = None
 
     def _start(self) -> None:
-        if self._log.exists() and self._log.stat().st_size > LOG_BYTES:
-            self._log.replace(self._log.with_suffix(".log.1"))
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 self.component.command, cwd=self.component.folder, env=dict(self.component.environment),

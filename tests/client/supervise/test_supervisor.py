@@ -22,7 +22,8 @@ import pytest
 from client.places import Places
 from client.supervise.components import Component
 from client.supervise.running import end
-from client.supervise.supervisor import LARGEST_LOG, Supervisor, pause_before, refusal_in, trim_log
+from client.supervise.supervisor import LARGEST_LOG, Supervisor, pause_before, refusal_in
+from common.processes import trim_log
 
 PATIENCE_S = 60.0
 SAID = (
@@ -229,9 +230,9 @@ def test_large_log_is_moved_and_its_writer_goes_on(tmp_path: Path) -> None:
     with log.open("ab") as writer:
         writer.write(b"x" * (LARGEST_LOG + 1))
         writer.flush()
-        trim_log(log)
+        trim_log(log, LARGEST_LOG)
         writer.write(b"more")
     assert log.read_bytes() == b"more"
     assert (tmp_path / "agent.log.1").stat().st_size == LARGEST_LOG + 1
-    trim_log(log)
+    trim_log(log, LARGEST_LOG)
     assert log.read_bytes() == b"more"
