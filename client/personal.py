@@ -11,12 +11,30 @@ from functools import lru_cache
 from pathlib import Path
 
 from client.state import SiteStates
+from common.config.run import RunConfig
 from common.errors import RunError
+from common.factor_names import A, B, R
+from common.methods import personal_names
 from common.tensors import Manifest, Tensors, manifest_of
 
 STATE = "site-state"
-"""Key of a simulated node's config: the file where virtual sites keep what is theirs."""
+"""Key of a simulated node's config: the file where virtual sites keep what is theirs, by a path that holds in whatever
+folder a worker stands."""
 _NAME = "personal"
+
+
+def what_sites_keep(config: RunConfig) -> str | None:
+    """Return the key of a run config by which sites keep something from round to round; None where they do not.
+
+    Whatever a site keeps is in one file of one machine: see :mod:`client.state`.
+    """
+    if personal_names(config, [f"layer{end}" for end in (A, B, R)]):
+        return f"aggregation.method {config.aggregation.method!r}"
+    if config.training.control_variates:
+        return "training.control_variates"
+    if config.communication.top_k is not None:
+        return f"communication.top_k {config.communication.top_k:g}"
+    return None
 
 
 @dataclass(frozen=True)

@@ -58,12 +58,13 @@ def simulate(
     run_folder = RunFolder(folder)
     chosen = replace(chosen, cohort=cohort_size(chosen.cohort, config, device))
     rows = [len(data.train[site]) for site in data.sites]
-    with closing(open_engine(chosen, config, len(rows), device, {STATE: str(run_folder.sites)}, rows)) as running:
+    state = run_folder.sites.absolute()  # a worker need not stand in the folder that this process stands in
+    with closing(open_engine(chosen, config, len(rows), device, {STATE: str(state)}, rows)) as running:
         model = resident_model(config, device)
         expect_sound(config, data, model)
         settings = RunSettings(
             run_folder, resume=resume, device=device, engine=chosen.label(), test=data.test,
-            clock=IdleClock(), personal=_personal(run_folder.sites), settle=virtual_states(run_folder.sites).sync,
+            clock=IdleClock(), personal=_personal(state), settle=virtual_states(state).sync,
             everyone=config.simulation is None or not config.simulation.attacks,
         )  # fmt: skip
         grid = VirtualGrid(running, len(data.sites), watch)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from client.personal import what_sites_keep
 from common.config.load import dump_run_config
 from common.config.run import RunConfig
 from common.errors import ConfigError
@@ -35,12 +36,19 @@ def open_engine(
         rows: of each virtual site, so that work is shared out evenly; empty where they are not known.
 
     Raises:
-        ConfigError: for an unknown engine, or one that cannot be had.
+        ConfigError: for an unknown engine, one that cannot be had, or one whose workers may be on other machines where
+            sites keep something in a file of this one.
     """
     try:
         make = ENGINES[settings.name]
     except KeyError:
         raise ConfigError(f"--engine is {settings.name!r}; expected one of {', '.join(ENGINES)}.") from None
+    kept = what_sites_keep(config)
+    if settings.address is not None and kept is not None:
+        raise ConfigError(
+            f"--address is given and {kept} has sites keep state between rounds, in a file of this machine, which "
+            "workers on others do not have; expected workers of this machine alone. Leave --address out."
+        )
     most = cohort_size(settings.cohort, config, device)
     site = WorkerSettings(dump_run_config(config), nodes, device, node=dict(node or {}), cohort=most)
     return make(settings, site, cohort_cut(most, config, device, rows))
