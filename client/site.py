@@ -49,6 +49,7 @@ class Site:
         max_rank: the largest rank of factors it can hold; None for any.
         personal: where it keeps what it never sends; None where it has no place for it.
         policy: its own rules; None for a virtual site.
+        tokens_before: tokens of the virtual sites that stand before it in order of name; 0 for a real site.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Site:
     max_rank: int | None = None
     personal: PersonalStore | None = None
     policy: Policy | None = None
+    tokens_before: int = 0
 
     def num_units(self, unit: str) -> int:
         """Return the number of what a privacy unit protects here: persons for "user", else rows."""
@@ -186,7 +188,10 @@ def _virtual(config: RunConfig, name: str, tokens: FederatedTokens, state: str |
     max_rank = ranks[tokens.sites.index(name) % len(ranks)] if ranks else None
     personal = None if state is None else PersonalStore.of_virtual_site(Path(state), name)
     randomness = KeyedRandomness(config.seed, name)
-    return Site(name, rows, rows.lengths, randomness, rows.persons, max_rank=max_rank, personal=personal)
+    return Site(
+        name, rows, rows.lengths, randomness, rows.persons, max_rank=max_rank, personal=personal,
+        tokens_before=tokens.train.tokens_before[name],
+    )  # fmt: skip
 
 
 def _persons(examples: Sequence[Example]) -> tuple[int, ...] | None:

@@ -50,22 +50,28 @@ def row_features(model: AdaptedModel, site: Site, config: RunConfig) -> RowFeatu
 
 
 def site_states(model: AdaptedModel, site: Site, config: RunConfig) -> FrozenStates | None:
-    """Return what enters the lowest block that training changes, for a site's rows; None where all blocks are run."""
+    """Return what enters the lowest block that training changes, for a site's rows; None where all blocks are run.
+
+    Which of the two follows from the run's data alone (:data:`common.models.frozen.FROZEN_BYTES`), not from which sites
+    this process has seen: either way is the other to rounding, and no engine or resume may change a bit.
+    """
     head_only = config.adapter.kind == "head_only"
     if head_only and any(bool(value.any()) for name, value in model.parameters.items() if ".lora_B." in name):
         return None
     rows = site.rows if isinstance(site.rows, TokenRows) else site
-    origin = (config.model, model.base.fingerprint, str(model.device), changing_block(model, head_only=head_only))
+    limit = micro_batch_limit(config.training.micro_batch_size, model.device, packed=model.packs)
+    block = changing_block(model, head_only=head_only)
+    origin = (config.model, model.base.fingerprint, str(model.device), block, limit)
     known = _STATES.get(rows)
     if known is None or known[0] != origin:
         for other, (made, _) in list(_STATES.items()):
             if made != origin:  # a process has one base model: that one is gone
                 del _STATES[other]
-        taken = sum(states.size_bytes for _, states in _STATES.values() if states is not None)
-        limit = micro_batch_limit(config.training.micro_batch_size, model.device, packed=model.packs)
-        room = FROZEN_BYTES - taken
-        found = frozen_states(model, site.rows, limit, head_only=head_only, room_bytes=room)
+        found = frozen_states(
+            model, site.rows, limit, head_only=head_only, room_bytes=FROZEN_BYTES, tokens_before=site.tokens_before
+        )
         known = _STATES[rows] = (origin, found)
+        _forget_beyond_limit()
     return known[1]
 
 
@@ -74,8 +80,24 @@ def may_have_features(model: AdaptedModel, config: RunConfig) -> bool:
     return config.adapter.kind == "head_only" and len(model.base.family.heads) == 1
 
 
-_Origin = tuple[ModelConfig, str, str, int]
-"""What states follow from besides the rows: base model and its fingerprint, device, and the block they enter."""
+def _forget_beyond_limit() -> None:
+    """Forget the oldest states until the rest fit.
+
+    Those of one run fit, so that what goes is another deal's as a rule; what is missed is computed again, to the same
+    bits.
+    """
+    held = {rows: states.size_bytes for rows, (_, states) in _STATES.items() if states is not None}
+    excess = sum(held.values()) - FROZEN_BYTES
+    for rows, size_bytes in held.items():
+        if excess <= 0:
+            return
+        del _STATES[rows]
+        excess -= size_bytes
+
+
+_Origin = tuple[ModelConfig, str, str, int, Limit]
+"""What states follow from besides the rows: base model and its fingerprint, device, the block they enter, and how many
+rows are computed at once."""
 
 _STATES: WeakKeyDictionary[Site | TokenRows, tuple[_Origin, FrozenStates | None]] = WeakKeyDictionary()
 """States by the rows of a virtual site, which several runs on the same data share, or by the real site they are of; for

@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -61,6 +61,13 @@ class SiteTokens(Mapping[str, TokenRows]):
     def names(self) -> tuple[str, ...]:
         """Names of the sites, sorted."""
         return self._dealt.names
+
+    @cached_property
+    def tokens_before(self) -> dict[str, int]:
+        """By site, the tokens of all sites before it; the same in every process, whichever sites that one has seen."""
+        rows, offsets = self._dealt.rows, self._table.offsets
+        ends = np.concatenate([[0], np.cumsum(offsets[rows + 1] - offsets[rows])])
+        return dict(zip(self.names, ends[self._dealt.bounds[:-1]].tolist(), strict=True))
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,9 +18,10 @@ from common.models.adapter import AdaptedModel
 from common.models.packing import Start
 
 FROZEN_BYTES = 2**30
-"""Most memory for what is kept of the training rows of all sites in a process, and as much of its test rows.
+"""Most memory for what is kept of the training rows of all sites of a run, and as much of its test rows.
 
-Rows beyond it are computed anew every time.
+Of sites the first in order of name are kept whose states fit together, so that no process has more and all agree on
+which: what is computed with states and without agrees to rounding only. Rows beyond it are computed anew every time.
 """
 
 
@@ -60,7 +61,13 @@ def changing_block(model: AdaptedModel, *, head_only: bool) -> int:
 
 
 def frozen_states(
-    model: AdaptedModel, rows: Sequence[TokenRow], limit: Limit, *, head_only: bool, room_bytes: int
+    model: AdaptedModel,
+    rows: Sequence[TokenRow],
+    limit: Limit,
+    *,
+    head_only: bool,
+    room_bytes: int,
+    tokens_before: int = 0,
 ) -> FrozenStates | None:
     """Compute the states of ``rows`` where training begins to change them.
 
@@ -69,7 +76,8 @@ def frozen_states(
         rows: tokenised rows.
         limit: how much is computed at once.
         head_only: whether factors stay as they were made, without effect.
-        room_bytes: most memory to take.
+        room_bytes: most memory to take, for these rows and the tokens before them.
+        tokens_before: tokens of other rows that have the first claim to that memory, computed or not.
 
     Returns:
         None where nothing would be saved, the model pads its rows, or the room does not suffice.
@@ -86,7 +94,7 @@ def frozen_states(
             batch = collate([rows[index] for index in chosen]).to(model.device)
             states = model.states(batch.input_ids, batch.attention_mask, depth).squeeze(0)
             if table is None:
-                if starts[-1] * states.shape[1] * states.element_size() > room_bytes:
+                if (tokens_before + starts[-1]) * states.shape[1] * states.element_size() > room_bytes:
                     return None
                 table = states.new_empty(starts[-1], states.shape[1])
             for index, own in zip(chosen, torch.split(states, [lengths[index] for index in chosen]), strict=True):

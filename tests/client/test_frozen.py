@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import permutations
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import torch
 import client.training.features
 import client.training.loop
 import common.evaluation
-from client.site import Site, virtual_site
+from client.site import Site, forget_virtual_sites, virtual_site
 from client.training.features import site_states
 from client.training.loop import train_locally
 from common.config.run import RunConfig
@@ -32,6 +34,15 @@ UPPER = {
     "llama": ["layers.1.self_attn.q_proj", "layers.1.mlp.up_proj"],
 }
 """Target modules in the second block of two."""
+
+TOKEN_BYTES = 16 * 4
+"""Of a token's state in the tiny models."""
+
+ROWS_OF: dict[str, dict[str, Any]] = {
+    "as they are": {},
+    "dealt anew": {"partition": {"kind": "iid", "sites": 3}},
+}
+"""The data section of two deals of the same rows."""
 
 
 def site_of(config: RunConfig, model: AdaptedModel) -> Site:
@@ -124,15 +135,56 @@ def test_what_cannot_be_saved_or_held_is_not_kept(
     config = make_config(adapter={"target_modules": UPPER["bert"]})
     model = resident_model(config)
     site = site_of(config, model)
-    needed = sum(site.lengths) * 16 * 4
+    needed = sum(site.lengths) * TOKEN_BYTES
     for room, held in ((needed, True), (needed - 1, False)):
         found = frozen_states(model, site.rows, Limit(rows=5), head_only=False, room_bytes=room)
         assert (found is not None) == held
-    monkeypatch.setattr(client.training.features, "FROZEN_BYTES", 2 * needed - 1)
-    sites = [site, virtual_site(config, {"partition-id": 1, "num-partitions": 3}, model)]
-    assert [site_states(model, own, config) is not None for own in sites] == [True, False]
     xlnet = make_config("xlnet")
     assert site_states(resident_model(xlnet), site, xlnet) is None
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_which_sites_have_states_follows_from_the_data_whoever_is_asked_first(
+    make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, order: tuple[int, ...]
+) -> None:
+    config = make_config(adapter={"target_modules": UPPER["bert"]})
+    model = resident_model(config)
+    forget_virtual_sites()  # as in a worker that has seen no site
+    sites = [virtual_site(config, {"partition-id": number, "num-partitions": 3}, model) for number in range(3)]
+    tokens = [sum(own.lengths) for own in sites]
+    assert [own.tokens_before for own in sites] == [0, tokens[0], tokens[0] + tokens[1]]
+    monkeypatch.setattr(client.training.features, "FROZEN_BYTES", (tokens[0] + tokens[1]) * TOKEN_BYTES)
+    for number in (*order, *order):
+        assert (site_states(model, sites[number], config) is not None) == (number < 2)
+
+
+def test_states_of_other_data_make_room(make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    configs = [make_config(adapter={"target_modules": UPPER["bert"]}, data=ROWS_OF[rows]) for rows in ROWS_OF]
+    model = resident_model(configs[0])
+    sites = [site_of(config, model) for config in configs]
+    sizes = [sum(own.lengths) * TOKEN_BYTES for own in sites]
+    monkeypatch.setattr(client.training.features, "FROZEN_BYTES", max(sizes))
+    monkeypatch.setattr(client.training.features, "_STATES", WeakKeyDictionary())
+    for own, config in zip([*sites, *sites], [*configs, *configs], strict=True):
+        found = site_states(model, own, config)
+        assert found is not None
+        known = [states for _, states in client.training.features._STATES.values() if states is not None]
+        assert known == [found]
+
+
+def test_states_are_computed_as_the_run_asks(make_config: Callable[..., RunConfig]) -> None:
+    seen = []
+    for size in ("auto", 2, "auto"):
+        config = make_config(adapter={"target_modules": UPPER["bert"]}, training={"micro_batch_size": size})
+        model = resident_model(config)
+        seen.append(site_states(model, site_of(config, model), config))
+    auto, small, again = seen
+    assert auto is not None
+    assert again is not None
+    assert small is not None
+    assert small is not auto
+    assert torch.equal(auto.table, again.table)
+    torch.testing.assert_close(small.table, auto.table)
 
 
 def test_states_are_those_of_the_rows_asked_for(make_config: Callable[..., RunConfig]) -> None:
