@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from statistics import median
 from typing import Any
 
 from common.config.run import RunConfig
@@ -37,9 +38,10 @@ def summarise(records: Iterable[Record], config: RunConfig) -> dict[str, Any]:
     Returns:
         rounds; metrics_before and metrics_after by split (overall, by_site, worst_site); epsilon and the bytes up and
         down of each site (bytes as lists, one number a round, None where nothing passed); products, what the
-        aggregation did in each round (see server.aggregation.products; None where it is withheld); site_level, the ε
-        and δ spent on whole sites, or None; seconds by phase; simulated_s where the rounds have it; the engine, the
-        privacy claim and the fingerprint of the base model.
+        aggregation did in each round, with the median and the largest of the sites' update norms (see
+        server.aggregation.products; None where it is withheld); site_level, the ε and δ spent on whole sites, or None;
+        seconds by phase; simulated_s where the rounds have it; the engine, the privacy claim and the fingerprint of the
+        base model.
 
     Raises:
         RunError: for a log without a start.
@@ -80,10 +82,7 @@ def summarise(records: Iterable[Record], config: RunConfig) -> dict[str, Any]:
         "delta": config.privacy.delta if config.privacy.is_local else None,
         "site_level": _site_level(config, len(first["sites"]), len(rounds)),
         "privacy_claim": privacy_claim(config, bool(first["repeatable_noise"])),
-        "products": {
-            key: [(record["products"] or {}).get(key) for record in rounds]
-            for key in ("error", "drift", "cosine_mean", "cosine_min")
-        },
+        "products": _products(rounds),
         "bytes_up": _bytes(rounds, sites, "bytes_up"),
         "bytes_down": _bytes(rounds, sites, "bytes_down"),
         "seconds_total": seconds["setup"] + seconds["rounds"] + seconds["evaluation"],
@@ -96,6 +95,17 @@ def summarise(records: Iterable[Record], config: RunConfig) -> dict[str, Any]:
         **_simulated_seconds(rounds),
         "base_fingerprint": first["base_fingerprint"],
         "versions": last["versions"],
+    }
+
+
+def _products(rounds: list[Record]) -> dict[str, list[float | None]]:
+    """Return the measures of the aggregation by round; of the update norms, which are by site, median and largest."""
+    known = [record["products"] or {} for record in rounds]
+    norms = [[*one.get("update_norms", {}).values()] for one in known]
+    return {
+        **{key: [one.get(key) for one in known] for key in ("error", "drift", "cosine_mean", "cosine_min")},
+        "update_norm_median": [median(own) if own else None for own in norms],
+        "update_norm_max": [max(own, default=None) for own in norms],
     }
 
 

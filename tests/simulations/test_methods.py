@@ -131,6 +131,11 @@ def test_exact_method_has_no_aggregation_error_and_others_have(
     assert all(drift > 0 for drift in summary["products"]["drift"])
     lows, means = summary["products"]["cosine_min"], summary["products"]["cosine_mean"]
     assert all(-1 <= low <= mean <= 1 for low, mean in zip(lows, means, strict=True))
+    rounds = list(RunFolder(tmp_path / "run").iterate_records("round"))
+    norms = [sorted(record["products"]["update_norms"].values()) for record in rounds]
+    assert [len(own) for own in norms] == [3, 3, 3]
+    assert summary["products"]["update_norm_median"] == [own[1] for own in norms]
+    assert summary["products"]["update_norm_max"] == [own[2] for own in norms]
 
 
 NEVER_UP = {
@@ -212,7 +217,8 @@ def test_site_level_privacy_takes_linear_methods_only_and_withholds_the_measures
             method_config(make_config, method, privacy=SITE_LEVEL)
         return
     summary = simulate(method_config(make_config, method, privacy=SITE_LEVEL), tmp_path / "run")
-    assert set(summary["products"]["error"]) == {None}
+    known = ("error", "drift", "cosine_mean", "cosine_min", "update_norm_median", "update_norm_max")
+    assert summary["products"] == {key: [None] * summary["rounds"] for key in known}
     assert "update_norms" not in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
