@@ -21,7 +21,7 @@ class EngineSettings:
 
     Attributes:
         name: a key of ``simulations.engines.catalog.ENGINES``.
-        workers: processes or actors; None for one a GPU where there are several, else one a core, at most 8.
+        workers: processes or actors; None for one a GPU where there are any, else one a core, at most 8.
         threads: CPU threads of each worker; None for the cores shared out.
         address: of an existing Ray cluster; None for one on this machine that ends with the run.
         cohort: most virtual sites that are trained in one pass; None for what is fastest, see
