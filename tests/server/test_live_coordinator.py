@@ -20,9 +20,11 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from common.errors import RunError
 from common.processes import is_alive
 from server.authority import new_authority
-from server.flower_commands import BIN, flower_environment
+from server.enrolment import UNREGISTERED
+from server.flower_commands import BIN, Flower, KeyInUseError, flower_environment
 from server.state_folder import StateFolder
 from server.supervise.processes import end_families
 from server.supervise.service import component_states, listens, running_service
@@ -125,6 +127,19 @@ def test_enrolled_site_gets_in_and_is_turned_away_once_revoked(live: Live, tmp_p
         assert nodes["revoked"] != "online"
     with live.node(private, tmp_path) as again:
         assert again.wait(WAIT_S) != 0
+
+
+def test_superlink_refuses_a_key_and_a_node_the_second_time_as_the_registry_expects(live: Live) -> None:
+    flower, key = Flower(live.state, live.state.config().superlink_port), site_key()[1]
+    node = flower.register(key, "twice")
+    with pytest.raises(KeyInUseError):
+        flower.register(key, "twice")
+    flower.unregister(node)
+    assert flower.nodes()[node] == UNREGISTERED
+    with pytest.raises(RunError):
+        flower.unregister(node)
+    with pytest.raises(KeyInUseError):
+        flower.register(key, "twice")
 
 
 def test_key_that_nobody_enrolled_does_not_get_in(live: Live, tmp_path: Path) -> None:
