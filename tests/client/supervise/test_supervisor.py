@@ -22,8 +22,7 @@ import pytest
 from client.places import Places
 from client.supervise.components import Component
 from client.supervise.running import end
-from client.supervise.supervisor import LARGEST_LOG, Supervisor, pause_before, refusal_in
-from common.processes import trim_log
+from client.supervise.supervisor import Supervisor, pause_before, refusal_in
 
 PATIENCE_S = 60.0
 SAID = (
@@ -100,7 +99,7 @@ def test_what_the_system_refuses_is_said_once_and_tried_again_while_the_rest_run
         ],
         later / "up.json",
     )
-    places = ["supernode", "executor", str(tmp_path / "agent.log"), str(later / "up.json")]
+    places = ["supernode", "executor", "agent.log cannot be put aside and is dropped", str(later / "up.json")]
 
     def is_up(parts: dict[str, Any]) -> bool:
         if len(caplog.messages) == len(places):
@@ -223,16 +222,3 @@ def test_pauses_double_to_a_minute_and_a_refusal_waits_five_seconds() -> None:
     assert [pause_before(n, False) for n in range(1, 9)] == [1, 2, 4, 8, 16, 32, 60, 60]
     assert pause_before(10**6, False) == 60
     assert {pause_before(n, True) for n in range(1, 100)} == {5}
-
-
-def test_large_log_is_moved_and_its_writer_goes_on(tmp_path: Path) -> None:
-    log = tmp_path / "agent.log"
-    with log.open("ab") as writer:
-        writer.write(b"x" * (LARGEST_LOG + 1))
-        writer.flush()
-        trim_log(log, LARGEST_LOG)
-        writer.write(b"more")
-    assert log.read_bytes() == b"more"
-    assert (tmp_path / "agent.log.1").stat().st_size == LARGEST_LOG + 1
-    trim_log(log, LARGEST_LOG)
-    assert log.read_bytes() == b"more"

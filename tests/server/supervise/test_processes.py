@@ -20,7 +20,7 @@ import pytest
 
 from common.atomic import write_atomic
 from common.errors import ConfigError, RunError
-from common.processes import identity_of, is_alive, trim_log
+from common.processes import identity_of, is_alive
 from server.authority import create_coordinator
 from server.state_folder import StateFolder, locked
 from server.supervise.components import Component, coordinator_components
@@ -162,18 +162,6 @@ def test_large_log_is_put_aside_while_its_process_runs_on(tmp_path: Path) -> Non
         assert supervised.identity() == identity
     finally:
         supervised.end()
-
-
-def test_log_that_cannot_be_put_aside_is_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    log = tmp_path / "test.log"
-    log.touch()
-    trim_log(log, LOG_BYTES)
-    os.truncate(log, LOG_BYTES + 1)
-    (tmp_path / "test.log.1").mkdir()
-    trim_log(log, LOG_BYTES)
-    assert log.stat().st_size == 0
-    assert "dropped" in caplog.text
-    trim_log(tmp_path / "absent.log", LOG_BYTES)
 
 
 def test_number_of_a_process_that_was_used_again_is_not_mistaken() -> None:
