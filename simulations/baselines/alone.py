@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import ValidationError
 from torch import Tensor
 
 from client.site import Site
@@ -55,7 +56,7 @@ def alone_config(config: RunConfig) -> RunConfig:
     if config.privacy.site_level_settings is None:
         return config
     unit = "none" if config.privacy.unit == "site" else config.privacy.unit
-    return _changed(config, privacy={"unit": unit, "site_level": None})
+    return changed_config(config, privacy={"unit": unit, "site_level": None})
 
 
 def pooled_config(config: RunConfig, data: FederatedData) -> RunConfig:
@@ -75,10 +76,10 @@ def pooled_config(config: RunConfig, data: FederatedData) -> RunConfig:
     steps = max(1, round(asked * sum(steps for steps, _ in plans.values())))
     training: dict[str, Any] = {"local_steps": steps, "local_epochs": None}
     if not config.privacy.is_local:
-        return _changed(config, training=training, federation={"sites_per_round": None, "min_sites": 1})
+        return changed_config(config, training=training, federation={"sites_per_round": None, "min_sites": 1})
     seen = asked * sum(steps * m.expected_batch_size for steps, m in plans.values() if m is not None)
     units = sum(m.expected_batch_size / m.sample_rate for _, m in plans.values() if m is not None)
-    return _changed(
+    return changed_config(
         config, training=training, federation={"sites_per_round": None, "min_sites": 1},
         privacy={"sample_rate": min(1.0, seen / (steps * units))},
     )  # fmt: skip
@@ -104,13 +105,17 @@ def _plan(config: RunConfig, rows: Sequence[Example]) -> tuple[int, Mechanism | 
     return (plain_steps(config, len(rows)) if mechanism is None else mechanism.steps_per_round), mechanism
 
 
-def _changed(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
-    """Return the config with some keys of sections changed, checked anew."""
+def changed_config(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
+    """Return the config with some keys of sections changed, checked anew.
+
+    Raises:
+        ConfigError: if it is not valid so.
+    """
     values = config.model_dump(mode="python")
     for section, keys in sections.items():
         values[section] |= keys
     try:
         return RunConfig.model_validate(values)
-    except ValueError as error:
-        reason = str(error).splitlines()[-1].strip()
+    except ValidationError as error:
+        reason = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
         raise ConfigError(f"the baseline's config is not valid ({reason}); expected a config that allows it.") from None

@@ -27,7 +27,7 @@ from common.models.resident import resident_model
 from common.run_folder import RunFolder
 from common.tensors import Tensors
 from server.checkpoint import load_checkpoint
-from simulations.baselines.alone import alone_config, pooled_config, pooled_site, train_alone
+from simulations.baselines.alone import alone_config, changed_config, pooled_config, pooled_site, train_alone
 from simulations.baselines.scores import Scores, load_scores, save_scores
 from simulations.study.runs import Compute, PlannedRun, Watching, do_missing, run_one
 
@@ -83,11 +83,19 @@ def plan_work(configs: Mapping[str, RunConfig], seeds: Sequence[int], folder: Pa
 
 
 def baseline_configs(config: RunConfig) -> dict[str, RunConfig]:
-    """Return the config of each baseline; head only where there is a head and it is not the run itself."""
+    """Return the config of each baseline; head only where there is a head and it is not the run itself.
+
+    A head has no factors for a method to treat: its updates are averaged, and no site is held to a rank.
+
+    Raises:
+        ConfigError: if nothing valid comes of a baseline.
+    """
     configs = {BASE: config, ALONE: alone_config(config), JOINED: config, POOLED: config}
     if config.data.task == "classification" and config.adapter.kind != "head_only":
-        adapter = config.adapter.model_copy(update={"kind": "head_only", "target_modules": "auto", "dropout": 0.0})
-        configs[HEAD_ONLY] = config.model_copy(update={"adapter": adapter})
+        configs[HEAD_ONLY] = changed_config(
+            config, adapter={"kind": "head_only", "target_modules": "auto", "dropout": 0.0},
+            aggregation={"method": "fedit"}, federation={"virtual_ranks": ()},
+        )  # fmt: skip
     return configs
 
 

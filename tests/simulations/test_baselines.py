@@ -13,10 +13,13 @@ from typer.testing import CliRunner
 
 import client.site
 import simulations.cli
+from common.config.load import dump_run_config, parse_run_config
 from common.config.run import RunConfig
 from common.data.federated import load_federated_data
 from common.errors import ConfigError
 from common.evaluation import Evaluator
+from common.factor_names import is_factor
+from common.methods import METHODS
 from common.models.adapter import initial_adapter
 from common.models.resident import resident_model
 from common.privacy.planning import plan_mechanism
@@ -82,6 +85,25 @@ def test_site_level_privacy_is_for_those_who_join(make_config: Callable[..., Run
     with_head = baseline_configs(make_config())
     assert with_head["head_only"].adapter.kind == "head_only"
     assert "head_only" not in baseline_configs(make_config(adapter={"kind": "head_only"}))
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_head_alone_is_averaged_whatever_the_method(
+    make_config: Callable[..., RunConfig], tmp_path: Path, method: str
+) -> None:
+    mixed = {"virtual_ranks": (1, 2)} if METHODS[method].mixed_ranks else {}
+    config = make_config(aggregation={"method": method}, adapter={"rank": 2, "dropout": 0.1}, federation=mixed)
+    head = baseline_configs(config)["head_only"]
+    assert (head.adapter.kind, head.aggregation.method, head.federation.virtual_ranks) == ("head_only", "fedit", ())
+    assert (head.data, head.model, head.training, head.privacy) == (
+        config.data, config.model, config.training, config.privacy,
+    )  # fmt: skip
+    assert parse_run_config(dump_run_config(head), "head", None) == head  # as a site reads it
+    if method == "ffa_lora":
+        simulate(head, tmp_path / "run")
+        adapter = load_checkpoint(RunFolder(tmp_path / "run").checkpoint).adapter
+        assert adapter
+        assert not any(is_factor(name) for name in adapter)
 
 
 def test_row_sums_add_up_to_the_metrics(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
