@@ -62,8 +62,8 @@ def simulate(
         model = resident_model(config, device)
         expect_sound(config, data, model)
         settings = RunSettings(
-            run_folder, resume=resume, device=device, engine=chosen.label(), test=data.test,
-            clock=IdleClock(), personal=_personal(run_folder.sites), settle=virtual_states(run_folder.sites).sync,
+            run_folder, resume=resume, device=device, engine=chosen.label(), test=data.test, clock=IdleClock(),
+            personal=personal_of_virtual_sites(run_folder.sites), settle=virtual_states(run_folder.sites).sync,
             everyone=config.simulation is None or not config.simulation.attacks,
         )  # fmt: skip
         grid = VirtualGrid(running, len(data.sites), watch)
@@ -71,8 +71,8 @@ def simulate(
         return run_federation(around, config, settings, observer)
 
 
-def _personal(state: Path) -> Personal:
-    """Return how the coordinator of a simulation looks at what virtual sites keep, to evaluate it."""
+def personal_of_virtual_sites(state: Path) -> Personal:
+    """Return what reads the tensors that virtual sites keep in the file ``state``, to evaluate each with its own."""
 
     def kept(run: str, number: int, site: str, manifest: Manifest) -> Tensors:
         return PersonalStore.of_virtual_site(state, site).before(run, number + 1, manifest)

@@ -1,14 +1,14 @@
 """The adapters that a federation is measured against, each trained and scored once a seed.
 
-============  =====================================================================
+============  ============================================================================
 name          whose adapter
-============  =====================================================================
+============  ============================================================================
 ``base``      nobody's: the base model as it is, with the adapter as initialised
 ``alone``     each site's own, trained on its rows alone
 ``head_only`` a federation's that trains the classification head and nothing else
-``joined``    the federation's: the run itself
+``joined``    the federation's: the run itself, each site with what it kept to itself
 ``pooled``    one place's that has the rows of all sites
-============  =====================================================================
+============  ============================================================================
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ import client.site
 from common.config.run import RunConfig
 from common.data.federated import load_federated_data
 from common.errors import ConfigError
-from common.evaluation import Evaluator
+from common.evaluation import Evaluator, PersonalOf
+from common.methods import personal_names
 from common.models.adapter import initial_adapter
 from common.models.resident import resident_model
 from common.run_folder import RunFolder
-from common.tensors import Tensors
-from server.checkpoint import load_checkpoint
+from common.tensors import Tensors, manifest_of
+from server.checkpoint import Checkpoint, load_checkpoint
 from simulations.baselines.alone import alone_config, changed_config, pooled_config, pooled_site, train_alone
 from simulations.baselines.scores import Scores, load_scores, save_scores
+from simulations.run import personal_of_virtual_sites
 from simulations.study.runs import Compute, PlannedRun, Watching, do_missing, run_one
 
 BASE, ALONE, HEAD_ONLY, JOINED, POOLED = NAMES = ("base", "alone", "head_only", "joined", "pooled")
@@ -115,10 +117,10 @@ def do_work(
     def do(one: Work) -> None:
         if one.name not in (JOINED, HEAD_ONLY):
             saying(one.title)
-        adapter = _trained(one, folder, compute, watching)
+        adapter, personal = _trained(one, folder, compute, watching)
         data = load_federated_data(one.config.data, one.config.seed)
         evaluator = Evaluator(resident_model(one.config, compute.device), one.config, data.test)
-        save_scores(one.path, evaluator.row_sums(adapter), one.config)
+        save_scores(one.path, evaluator.row_sums(adapter, personal), one.config)
 
     try:
         do_missing(work, lambda one: one.path.exists(), lambda one: one.path, do)
@@ -132,23 +134,35 @@ def scores_of(work: Work) -> Scores:
     return load_scores(work.path, work.config, [site for site in test for _ in test[site]])
 
 
-def _trained(work: Work, folder: Path, compute: Compute, watching: Watching) -> Tensors:
+def _trained(work: Work, folder: Path, compute: Compute, watching: Watching) -> tuple[Tensors, PersonalOf | None]:
+    """Return the whole adapter, and where a site's own tensors are read, which take its place at home."""
     config = work.config
     if work.name in (JOINED, HEAD_ONLY):
         run = PlannedRun(TITLES[work.name], config, folder / "runs" / f"{work.name}--{config.seed}")
         with watching(run) as observer:
             run_one(run, observer, compute)
         start = initial_adapter(resident_model(config, compute.device), config.seed)
-        return {**start, **load_checkpoint(RunFolder(run.folder).checkpoint).adapter}
+        checkpoint = load_checkpoint(RunFolder(run.folder).checkpoint)
+        return {**start, **checkpoint.adapter}, _personal(run, checkpoint, start)
     model = resident_model(config, compute.device)
     start = initial_adapter(model, config.seed)
     if work.name == BASE:
-        return start
+        return start, None
     data = load_federated_data(config.data, config.seed)
     if work.name == POOLED:
         pooled = pooled_config(config, data)
-        return train_alone(model, pooled_site(pooled, data, model), pooled, start)
+        return train_alone(model, pooled_site(pooled, data, model), pooled, start), None
     if work.site not in data.sites:
         raise ConfigError(f"site {work.site!r} has no training rows; expected some to train alone on.")
     node = {"partition-id": data.sites.index(work.site), "num-partitions": len(data.sites)}
-    return train_alone(model, client.site.virtual_site(config, node, model), config, start)
+    return train_alone(model, client.site.virtual_site(config, node, model), config, start), None
+
+
+def _personal(run: PlannedRun, checkpoint: Checkpoint, start: Tensors) -> PersonalOf | None:
+    """Return where what sites kept up to the checkpoint is read; None where the method lets them keep nothing."""
+    names = personal_names(run.config, start)
+    if not names:
+        return None
+    manifest = manifest_of({name: start[name] for name in names})
+    kept = personal_of_virtual_sites(RunFolder(run.folder).sites)
+    return lambda site: kept(checkpoint.run, checkpoint.round, site, manifest)

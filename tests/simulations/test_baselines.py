@@ -28,8 +28,9 @@ from server.checkpoint import load_checkpoint
 from simulations.baselines.alone import POOLED, alone_config, pooled_config, pooled_site, train_alone
 from simulations.baselines.baselines import run_baselines
 from simulations.baselines.scores import Scores, each_at_home, load_scores, save_scores
-from simulations.baselines.work import baseline_configs
+from simulations.baselines.work import baseline_configs, do_work, plan_work, scores_of
 from simulations.run import simulate
+from simulations.study.runs import HERE, unwatched
 from tests.conftest import config_text, label_rows, write_rows
 
 runner = CliRunner()
@@ -104,6 +105,18 @@ def test_head_alone_is_averaged_whatever_the_method(
         adapter = load_checkpoint(RunFolder(tmp_path / "run").checkpoint).adapter
         assert adapter
         assert not any(is_factor(name) for name in adapter)
+
+
+def test_joined_sites_are_scored_with_what_they_keep(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    config = make_config(aggregation={"method": "fedsa_lora"}, training={"lr": 0.1})
+    (joined,) = work = plan_work({"joined": config}, [0], tmp_path / "out")
+    do_work(work, tmp_path / "out", compute=HERE, watching=unwatched, saying=lambda _: None)
+    evaluation = RunFolder(tmp_path / "out" / "runs" / "joined--0").records()[-1]
+    assert (evaluation["kind"], evaluation["round"]) == ("evaluation", 2)
+    scores = scores_of(joined)
+    assert scores.metrics() == pytest.approx(evaluation["metrics"]["overall"])
+    for site, metrics in evaluation["metrics"]["by_site"].items():
+        assert scores.metrics(site) == pytest.approx(metrics)
 
 
 def test_row_sums_add_up_to_the_metrics(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
