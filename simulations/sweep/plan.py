@@ -29,6 +29,8 @@ from common.errors import ConfigError
 from simulations.study.curves import Point
 from simulations.sweep.space import Dimension, Value, as_overrides, parse_dimension, parse_space
 
+NO_EPSILON = "objective.epsilon weighs ε, which a trial without privacy does not have; expected a DP run."
+
 Weight = Annotated[float, Field(ge=0, le=1e9)]
 
 
@@ -57,9 +59,7 @@ class ObjectiveConfig(Section):
             ConfigError: where ε is weighed but nothing bounds it.
         """
         if self.epsilon > 0 and point.epsilon is None:
-            raise ConfigError(
-                "objective.epsilon weighs ε, which a trial without privacy does not have; expected a DP run."
-            )
+            raise ConfigError(NO_EPSILON)
         score = self.metric * _worth(point.headline, headline) - self.megabyte * point.megabytes
         if self.worst_site > 0:
             score += self.worst_site * _worth(point.headline if point.worst is None else point.worst, headline)
@@ -111,6 +111,10 @@ class SweepPlan(Section):
         data = config.data.model_copy(update={"test": None, "test_fraction": self.validation, "max_test_rows": None})
         return config.model_copy(update={"data": data})
 
+    def first_config(self) -> RunConfig:
+        """Return the run config of a trial with the first value of everything searched, which is always valid."""
+        return self.trial_config({dimension.key: _first(dimension) for dimension in self.dimensions()})
+
 
 def load_plan(path: Path, settings: Sequence[str], given: dict[str, Any]) -> SweepPlan:
     """Read a sweep plan, or make one of a run config.
@@ -150,15 +154,16 @@ def load_plan(path: Path, settings: Sequence[str], given: dict[str, Any]) -> Swe
 
 
 def _expect_sound(plan: SweepPlan) -> None:
-    dimensions = plan.dimensions()
     for key in ("seed", "data.test", "data.test_fraction", "evaluation.enabled"):
         if key in plan.search:
             raise ConfigError(f"{key} is searched; expected settings, not what they are judged on. Remove it.")
-    config = plan.trial_config({dimension.key: _first(dimension) for dimension in dimensions})
+    config = plan.first_config()
     if not config.evaluation.enabled or (config.data.test is None and config.data.test_fraction == 0):
         raise ConfigError("trials are never evaluated; expected evaluation.enabled and a test part or validation.")
+    if plan.objective.epsilon > 0 and config.privacy.unit == "none":
+        raise ConfigError(NO_EPSILON)
     if plan.sampler == "grid":
-        for dimension in dimensions:
+        for dimension in plan.dimensions():
             dimension.values()
 
 

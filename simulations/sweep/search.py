@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 from common.atomic import write_atomic
 from common.config.load import dump_run_config
 from common.config.run import RunConfig
-from common.errors import ConfigError, RunError
+from common.errors import ConfigError, PrivacyError, RunError
 from common.tasks.catalog import TASKS
 from server.events import Observer
 from server.outcome import Outcome
@@ -36,6 +37,8 @@ from simulations.sweep.cost import cost_sentences, search_cost
 from simulations.sweep.files import BEST, PLAN, RESULT, STORAGE
 from simulations.sweep.plan import SweepPlan
 from simulations.sweep.space import Value, grid_points
+
+logger = logging.getLogger(__name__)
 
 _FAILED = "failed"
 """User attribute of a trial that failed by itself; a failed one without it was cut short from outside."""
@@ -54,7 +57,9 @@ def run_search(
 
     Raises:
         ConfigError: if the folder holds another sweep or something else.
-        FedtuneError: for whatever keeps a trial from running, other than that it diverges.
+        RunError: if all trials failed: they diverged, or their settings do not go together. While others are left, one
+            that fails is noted and the search goes on.
+        FedtuneError: for whatever else keeps a trial from running.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     _open_folder(plan, folder)
@@ -69,6 +74,9 @@ def run_search(
         pass
     result = _result(plan, study, folder)
     write_atomic(folder / RESULT, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
+    if result["trials"] and all(trial["state"] == _FAILED for trial in result["trials"]):
+        reason = next(trial.user_attrs[_FAILED] for trial in study.trials if _FAILED in trial.user_attrs)
+        raise RunError(f"all {len(result['trials'])} trials failed; expected one that runs. The first: {reason}")
     if result["best"] is not None:
         best = plan.chosen(result["best"]["params"])
         best = best.model_copy(update={"name": f"{best.name[:59]}-best"})
@@ -122,7 +130,8 @@ def _one_trial(
             study.tell(trial, _value(plan, trial, config, folder, compute, watching))
         except optuna.TrialPruned:
             study.tell(trial, state=TrialState.PRUNED)
-        except RunError as error:
+        except (ConfigError, PrivacyError, RunError) as error:
+            logger.warning("trial %d failed: %s", trial.number + 1, error)
             trial.set_user_attr(_FAILED, str(error))
             study.tell(trial, state=TrialState.FAIL)
     return True
@@ -192,6 +201,15 @@ def _run(folder: Path, config: RunConfig, seed: int) -> PlannedRun:
     return PlannedRun(config.name, config, folder / "trials" / config.digest()[:16])
 
 
+def _runs(plan: SweepPlan, folder: Path, params: dict[str, Value]) -> list[PlannedRun]:
+    """Return the runs of a trial; none of one whose settings do not go together."""
+    try:
+        config = plan.trial_config(params)
+    except ConfigError:
+        return []
+    return [_run(folder, config, seed) for seed in range(plan.seeds)]
+
+
 def _ask_again(study: optuna.Study, folder: Path) -> None:
     """Queue anew what was cut short: trials that are running by their state, but that no process is at."""
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
@@ -225,15 +243,14 @@ def _shown(params: dict[str, Value]) -> str:
 
 
 def _result(plan: SweepPlan, study: optuna.Study, folder: Path) -> dict[str, Any]:
-    base = plan.trial_config(_any_params(study))
+    base = plan.first_config()
     headline = TASKS[base.data.task].headline
     trials: list[dict[str, Any]] = []
     runs: dict[int, list[tuple[RunConfig, Path]]] = {}
     for trial in study.trials:
         if trial.state in (TrialState.WAITING, TrialState.RUNNING) or _cut_short(trial):
             continue
-        own = [_run(folder, plan.trial_config(trial.params), seed) for seed in range(plan.seeds)]
-        own = [run for run in own if run.folder.exists()]
+        own = [run for run in _runs(plan, folder, trial.params) if run.folder.exists()]
         runs[trial.number] = [(run.config, run.folder) for run in own]
         points = [curve(run.folder, run.config, headline) for run in own]
         trials.append(
@@ -273,7 +290,3 @@ def _result(plan: SweepPlan, study: optuna.Study, folder: Path) -> dict[str, Any
         "privacy": cost,
         "privacy_said": cost_sentences(cost, judged_on),
     }
-
-
-def _any_params(study: optuna.Study) -> dict[str, Value]:
-    return next(dict(trial.params) for trial in study.trials if trial.params)

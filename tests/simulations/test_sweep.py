@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import simulations.cli
 from common.config.load import load_run_config
-from common.errors import ConfigError
+from common.errors import ConfigError, RunError
 from common.privacy.accounting import Segment, epsilon_spent
 from server.events import Observer
 from simulations.study.curves import Point
@@ -135,6 +135,11 @@ def test_search_of_nothing_useful_is_refused(config: Path, settings: tuple[str, 
         plan_of(config, *settings)
 
 
+def test_epsilon_is_not_weighed_where_there_is_none(config: Path) -> None:
+    with pytest.raises(ConfigError, match="weighs ε"):
+        plan_of(config, "training.lr=1..2", objective={"epsilon": 0.1})
+
+
 @pytest.mark.slow
 def test_search_cut_short_goes_on_and_a_finished_one_is_left(config: Path, tmp_path: Path) -> None:
     plan = plan_of(config, "training.lr=log:1e-3..1e-1", trials=3, prune=False)
@@ -195,6 +200,54 @@ def test_diverging_trial_is_recorded_and_the_search_goes_on(config: Path, tmp_pa
     assert result["best"]["params"]["training.lr"] == "0.01"
     assert result["privacy"] is None
     assert "may tell anything" in result["privacy_said"][0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "failing", "message"),
+    [
+        (
+            ("aggregation.method=choice:fedit,fedsvd", "aggregation.server_optimizer=choice:none,fedadam"),
+            {"aggregation.method": "fedsvd", "aggregation.server_optimizer": "fedadam"},
+            "in the same coordinates every round",
+        ),
+        (("federation.min_sites=choice:9,1",), {"federation.min_sites": "9"}, "the data has 3 sites"),
+        (
+            ("privacy={unit: example, noise_multiplier: 1.0, accountant: rdp}", "privacy.delta=choice:0.4,1e-5"),
+            {"privacy.delta": "0.4"},
+            "is not below one over",
+        ),
+    ],
+    ids=["config", "data", "privacy"],
+)
+def test_settings_that_do_not_go_together_fail_their_trial_alone(
+    config: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    settings: tuple[str, ...],
+    failing: dict[str, str],
+    message: str,
+) -> None:
+    plan = plan_of(config, *settings, "federation.rounds=1", "evaluation.products=false", sampler="grid")
+    result = run_search(plan, tmp_path / "s")
+    states = [(trial["state"], trial["params"]) for trial in result["trials"]]
+    assert [params for state, params in states if state == "failed"] == [failing]
+    assert len(states) == len(grid_points(plan.dimensions()))
+    assert {state for state, params in states if params != failing} == {"complete"}
+    assert message in caplog.text
+    idle = Rounds()
+    assert run_search(plan, tmp_path / "s", watching=idle.watch) == result
+    assert idle.count == 0
+
+
+def test_search_in_which_all_trials_fail_says_why(config: Path, tmp_path: Path) -> None:
+    plan = plan_of(config, "federation.min_sites=choice:8,9", sampler="grid")
+    for _ in range(2):
+        with pytest.raises(RunError, match=r"all 2 trials failed.*the data has 3 sites"):
+            run_search(plan, tmp_path / "s")
+    assert [trial["state"] for trial in json.loads((tmp_path / "s" / "sweep.json").read_text())["trials"]] == [
+        "failed", "failed",
+    ]  # fmt: skip
 
 
 @pytest.mark.slow
