@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -32,3 +34,8 @@ class Outcome:
     update_norm: float | None = None
     train_loss: float | None = None
     mechanism: dict[str, float] | None = None
+
+
+def bytes_passed(record: Mapping[str, Any], key: Literal["bytes_up", "bytes_down"]) -> int:
+    """Return the bytes of all sites in a round's record, those of answers to earlier rounds included."""
+    return int(sum(outcome[key] for outcome in (*record["sites"].values(), *record.get("carried", ()))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from common.errors import ConfigError, RunError
+from server.outcome import bytes_passed
 from server.run_place import RunPlace
 from server.state_folder import StateFolder
 
@@ -81,9 +82,6 @@ def _from_files(place: RunPlace) -> dict[str, Any]:
         from server.summary import epsilon_by_site  # which loads torch
 
         spent = epsilon_by_site(rounds, config)
-    total = {
-        key: sum(s[key] for record in rounds for s in record["sites"].values()) for key in ("bytes_up", "bytes_down")
-    }
     done = place.completed_rounds()
     return {
         "run": place.name,
@@ -96,7 +94,8 @@ def _from_files(place: RunPlace) -> dict[str, Any]:
         "round_timeout_s": config.federation.round_timeout_s,
         "sites_per_round": config.federation.sites_per_round or 0,
         "epsilon": max(spent.values(), default=None),
-        **total,
+        "bytes_up": sum(bytes_passed(record, "bytes_up") for record in rounds),
+        "bytes_down": sum(bytes_passed(record, "bytes_down") for record in rounds),
         "metrics": evaluations[-1]["metrics"]["overall"] if evaluations else {},
         "paused": False,
         "stops_after_round": False,

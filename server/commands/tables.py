@@ -8,6 +8,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from server.outcome import bytes_passed
+
 MOST_SITES_SHOWN = 60
 
 
@@ -75,7 +77,7 @@ def rounds_table(rounds: Sequence[dict[str, Any]]) -> Table:
         table.add_row(
             str(record["round"]), str(len(sites) - len(lost)), escape(", ".join(lost)) or "-",
             ", ".join(f"{name} {value:.3f}" for name, value in sorted(metrics.items())) or "-",
-            size(sum(s["bytes_up"] for s in sites.values())), size(sum(s["bytes_down"] for s in sites.values())),
+            size(bytes_passed(record, "bytes_up")), size(bytes_passed(record, "bytes_down")),
             f"{record['seconds']['total']:.1f}",
         )  # fmt: skip
     return table

@@ -10,6 +10,7 @@ from typing import Any
 from common.config.run import RunConfig
 from common.privacy.planning import plan_site_level
 from common.run_folder import RunFolder
+from server.outcome import bytes_passed
 from server.summary import epsilon_by_site
 
 
@@ -46,7 +47,7 @@ def curve(folder: Path, config: RunConfig, headline: str) -> list[Point]:
     """
     records = RunFolder(folder).records()
     rounds = [record for record in records if record["kind"] == "round"]
-    sent = [0.0, *accumulate(_bytes(record) / 1e6 for record in rounds)]
+    sent = [0.0, *accumulate(_megabytes(record) for record in rounds)]
     clock = [0.0, *accumulate(record.get("simulated_s", {}).get("round", 0.0) for record in rounds)]
     sites = next((len(record["sites"]) for record in records if record["kind"] == "start"), 0)
     points = {}
@@ -75,5 +76,5 @@ def epsilon_after(rounds: list[dict[str, Any]], config: RunConfig, num_sites: in
     return None if mechanism is None else mechanism.epsilon_after(len(rounds))
 
 
-def _bytes(record: dict[str, Any]) -> float:
-    return float(sum(outcome["bytes_up"] + outcome["bytes_down"] for outcome in record["sites"].values()))
+def _megabytes(record: dict[str, Any]) -> float:
+    return (bytes_passed(record, "bytes_up") + bytes_passed(record, "bytes_down")) / 1e6

@@ -16,6 +16,7 @@ from common.config.run import RunConfig
 from common.errors import RunError
 from simulations.engines.settings import EngineSettings
 from simulations.run import simulate
+from simulations.study.curves import curve
 from tests.simulations.faults.test_faulty_grid import SLOW, STEPS, rounds_of, statuses
 from tests.simulations.test_run import PRIVATE, StopAfter, adapter_of, same
 
@@ -86,6 +87,8 @@ def test_late_update_counts_in_the_round_in_which_it_comes(make_config: MakeConf
     third = rounds_of(tmp_path / "run")[2]["carried"][0]
     assert (third["staleness"], third["bytes_down"], third["mechanism"]) == (2, 0, None)
     assert summary["bytes_up"]["site 0"] == [0, None, third["bytes_up"], 0]
+    sent = sum(n or 0 for key in ("bytes_up", "bytes_down") for by in summary[key].values() for n in by)
+    assert curve(tmp_path / "run", config, "accuracy")[-1].megabytes == pytest.approx(sent / 1e6, rel=1e-12)
     dropped = make_config(simulation={"profiles": SLOW}, federation=late | {"late": "drop"})
     simulate(dropped, tmp_path / "dropped", engine=ALONE)
     assert not same(adapter_of(tmp_path / "run"), adapter_of(tmp_path / "dropped"))
