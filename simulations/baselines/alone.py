@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,8 @@ from common.config.run import RunConfig
 from common.data.examples import Example
 from common.data.federated import FederatedData
 from common.errors import ConfigError
-from common.methods import trained_names
+from common.factors import with_rank
+from common.methods import expect_rank, trained_names
 from common.models.adapter import AdaptedModel
 from common.privacy.planning import Mechanism, plain_steps, plan_mechanism
 from common.randomness import KeyedRandomness
@@ -28,19 +30,25 @@ POOLED = "all rows in one place"
 def train_alone(model: AdaptedModel, site: Site, config: RunConfig, start: Mapping[str, Tensor]) -> Tensors:
     """Train ``config.federation.rounds`` rounds on one site's rows and return the adapter.
 
-    A federation of this site alone does the same: the optimizer starts afresh every round, learning rate and privacy
-    are planned over all rounds, adaptive clipping goes on where it stood. Only the wire's rounding is missing.
+    The optimizer starts afresh every round, learning rate and privacy are planned over all rounds, adaptive clipping
+    goes on where it stood, and factors have the rank that the site can hold. A federation of this site alone does the
+    same, but for the wire's rounding, where the coordinator just adds the update. What belongs to a federation is left
+    out: ``top_k``, server optimizers, robust rules, site-level noise, and the factors that flora, flexlora and fedsvd
+    make anew between rounds; the site goes on with its own.
 
     Args:
         model: the resident model.
         site: rows and randomness.
         config: the run config.
-        start: every adapter tensor by name, as initialised.
+        start: every adapter tensor by name, as initialised, at the run's rank.
+
+    Raises:
+        ConfigError: if the site cannot hold the run's rank and the method needs it.
     """
     mechanism = plan_mechanism(config, site.num_units(config.privacy.unit))
-    adapter, clip_norm = dict(start), None
+    adapter, clip_norm = with_rank(start, expect_rank(config, site.max_rank, site.name)), None
     for number in range(1, config.federation.rounds + 1):
-        names = trained_names(config, start, number)
+        names = trained_names(config, adapter, number)
         result = train_locally(model, site, config, adapter, names, number, mechanism, clip_norm)
         adapter |= {name: adapter[name] + change for name, change in result.update.items()}
         clip_norm = result.clip_norm
@@ -62,9 +70,11 @@ def alone_config(config: RunConfig) -> RunConfig:
 def pooled_config(config: RunConfig, data: FederatedData) -> RunConfig:
     """Return the run config of one place that has all rows and does the work of all sites.
 
-    Its steps in a round are those of all sites that are asked together; its steps are as large as theirs on average, so
-    that every row is seen as often. With local privacy the same ε and δ are planned anew for the pool: the noise of a
-    step is then divided by the rows of the pool's own steps, and each row is in a smaller share of them.
+    Its steps in a round are those of all sites that are asked together; its steps are as large as theirs on average, to
+    the nearest row, so that a row is seen as often as on average there: the last step of a site's pass is smaller, and
+    so is ``batch_size``, of a pool of many such sites. With local privacy the sample rate does the same, and the same
+    ε and δ are planned anew for the pool: the noise of a step is then divided by the rows of the pool's own steps, and
+    each row is in a smaller share of them.
 
     Raises:
         ConfigError: if nothing valid comes of it.
@@ -76,6 +86,8 @@ def pooled_config(config: RunConfig, data: FederatedData) -> RunConfig:
     steps = max(1, round(asked * sum(steps for steps, _ in plans.values())))
     training: dict[str, Any] = {"local_steps": steps, "local_epochs": None}
     if not config.privacy.is_local:
+        rows_seen = asked * sum(_rows_seen(config, len(rows)) for rows in data.train.values())
+        training["batch_size"] = max(1, round(rows_seen / steps))
         return changed_config(config, training=training, federation={"sites_per_round": None, "min_sites": 1})
     seen = asked * sum(steps * m.expected_batch_size for steps, m in plans.values() if m is not None)
     units = sum(m.expected_batch_size / m.sample_rate for _, m in plans.values() if m is not None)
@@ -103,6 +115,13 @@ def _plan(config: RunConfig, rows: Sequence[Example]) -> tuple[int, Mechanism | 
     units = len({row.person for row in rows}) if config.privacy.unit == "user" else len(rows)
     mechanism = plan_mechanism(config, units)
     return (plain_steps(config, len(rows)) if mechanism is None else mechanism.steps_per_round), mechanism
+
+
+def _rows_seen(config: RunConfig, num_examples: int) -> int:
+    """Return the rows in a round's steps without local noise, each pass's last step smaller than the others."""
+    size = config.training.batch_size
+    passes, steps = divmod(plain_steps(config, num_examples), math.ceil(num_examples / size))
+    return passes * num_examples + min(steps * size, num_examples)
 
 
 def changed_config(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:

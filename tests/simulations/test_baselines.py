@@ -13,16 +13,18 @@ from typer.testing import CliRunner
 
 import client.site
 import simulations.cli
+from client.training.site_round import local_batches
 from common.config.load import dump_run_config, parse_run_config
 from common.config.run import RunConfig
 from common.data.federated import load_federated_data
 from common.errors import ConfigError
 from common.evaluation import Evaluator
 from common.factor_names import is_factor
+from common.factors import with_rank
 from common.methods import METHODS
 from common.models.adapter import initial_adapter
 from common.models.resident import resident_model
-from common.privacy.planning import plan_mechanism
+from common.privacy.planning import plain_steps, plan_mechanism
 from common.run_folder import RunFolder
 from server.checkpoint import load_checkpoint
 from simulations.baselines.alone import POOLED, alone_config, pooled_config, pooled_site, train_alone
@@ -37,21 +39,33 @@ runner = CliRunner()
 PRIVATE = {"unit": "example", "epsilon": 8.0, "accountant": "rdp", "sample_rate": 0.25}
 
 
-@pytest.mark.parametrize("privacy", [{"unit": "none"}, PRIVATE | {"clipping": "adaptive"}], ids=["plain", "private"])
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"privacy": PRIVATE | {"clipping": "adaptive"}},
+        {"aggregation": {"method": "hetlora"}, "federation": {"virtual_ranks": [1]}},
+        *({"aggregation": {"method": method}} for method in sorted(METHODS.keys() - {"flora", "flexlora", "fedsvd"})),
+    ],
+    ids=lambda sections: "-".join(str(value) for keys in sections.values() for value in keys.values())[:24],
+)
 def test_site_alone_is_a_federation_of_one(
-    make_config: Callable[..., RunConfig], tmp_path: Path, privacy: dict[str, object]
+    make_config: Callable[..., RunConfig], tmp_path: Path, sections: dict[str, dict[str, object]]
 ) -> None:
-    config = make_config(privacy=privacy, federation={"rounds": 3}, training={"schedule": "cosine"})
+    federation = {"rounds": 3} | sections.get("federation", {})
+    config = make_config(**(sections | {"federation": federation, "training": {"schedule": "cosine"}}))
     write_rows(tmp_path / "train.jsonl", label_rows(24, sites=1))
     simulate(config, tmp_path / "run")
     model = resident_model(config)
     start = initial_adapter(model, config.seed)
     site = client.site.virtual_site(config, {"partition-id": 0, "num-partitions": 1}, model)
     alone = train_alone(model, site, config, start)
-    joined = load_checkpoint(RunFolder(tmp_path / "run").checkpoint).adapter
-    assert any(not torch.equal(alone[name], start[name]) for name in joined)
-    for name, tensor in joined.items():
-        torch.testing.assert_close(alone[name], tensor, rtol=1e-5, atol=1e-7)
+    assert alone.keys() == start.keys()
+    rank = site.max_rank or config.adapter.rank
+    joined = with_rank(load_checkpoint(RunFolder(tmp_path / "run").checkpoint).adapter, rank)
+    kept = joined.keys() & alone.keys()
+    assert any(not torch.equal(alone[name], with_rank(start, rank)[name]) for name in kept)
+    for name in kept:
+        torch.testing.assert_close(alone[name], joined[name], rtol=1e-5, atol=1e-7)
 
 
 def test_pool_takes_the_steps_of_all_sites(make_config: Callable[..., RunConfig]) -> None:
@@ -61,6 +75,35 @@ def test_pool_takes_the_steps_of_all_sites(make_config: Callable[..., RunConfig]
     assert pooled.training.local_steps == 3 * 3  # three sites of twelve rows in batches of four
     site = pooled_site(pooled, data, resident_model(config))
     assert (site.name, len(site.rows)) == (POOLED, 36)
+
+
+@pytest.mark.parametrize(
+    ("rows", "sites", "training", "steps", "batch"),
+    [
+        (96, 12, {"batch_size": 16}, 12, 8),  # every site has half a batch
+        (60, 3, {"batch_size": 16}, 6, 10),  # a batch and a quarter
+        (60, 3, {"batch_size": 16, "local_epochs": 2}, 12, 10),
+        (60, 3, {"batch_size": 16, "local_steps": 3}, 9, 12),  # 16, 4 and again 16 rows at each
+        (60, 3, {"batch_size": 20}, 3, 20),
+    ],
+)
+def test_pool_sees_every_row_as_often(
+    make_config: Callable[..., RunConfig], tmp_path: Path, rows: int, sites: int, training: dict[str, object],
+    steps: int, batch: int,
+) -> None:  # fmt: skip
+    config = make_config(training=training)
+    write_rows(tmp_path / "train.jsonl", label_rows(rows, sites=sites))
+    data = load_federated_data(config.data, config.seed)
+    pooled = pooled_config(config, data)
+    assert (pooled.training.local_steps, pooled.training.batch_size) == (steps, batch)
+    model = resident_model(config)
+    seen = sum(len(rows) for rows in local_batches(pooled_site(pooled, data, model), pooled, 1, steps, None))
+    apart = 0
+    for number in range(sites):
+        site = client.site.virtual_site(config, {"partition-id": number, "num-partitions": sites}, model)
+        own = plain_steps(config, len(site.rows))
+        apart += sum(len(rows) for rows in local_batches(site, config, 1, own, None))
+    assert seen == apart
 
 
 def test_private_pool_sees_every_row_as_often_and_keeps_epsilon(make_config: Callable[..., RunConfig]) -> None:
