@@ -45,9 +45,9 @@ class LimitsConfig(Section):
     queue_timeout_s: Seconds = 10.0
     """Longest that a request over the rate waits; one that would wait longer is refused with 503."""
     connections: Annotated[int, Field(ge=2)] = 512
-    """Open connections in all; a request on one more is refused with 503."""
+    """Open connections in all, from accept on; one more is closed at once."""
     connections_per_peer: Annotated[int, Field(ge=1)] = 64
-    """Open connections of one peer address; one more is closed."""
+    """Open connections of one peer address, from accept on; one more is closed at once."""
 
 
 class ServerConfig(Section):

@@ -1,4 +1,4 @@
-"""HTTP/1.1 connections that do not wait for slow or greedy peers: uvicorn's, with a time limit for headers.
+"""HTTP/1.1 connections that do not wait for slow peers: uvicorn's, with a time limit for headers.
 
 uvicorn limits how long a connection may be kept between requests, but not how long the header of a request may take:
 a peer that sends a byte now and then would hold a connection for ever ("slow loris").
@@ -8,38 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
-
-from server.gateway.rate import Connections
 
 logger = logging.getLogger(__name__)
 
 
 class PatientlessProtocol(H11Protocol):
-    """Closes connections whose header takes too long, and those that are too many of one peer."""
+    """Closes connections whose header takes too long."""
 
     header_timeout_s: float
     """Seconds for a header."""
-    peers: Connections
-    """Open connections by peer."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Count the connection and start the time for its first header."""
+        """Start the time for its first header."""
         super().connection_made(transport)
         self._peer = self.client[0] if self.client else "unknown"
         self._timer: asyncio.TimerHandle | None = None
-        if self.peers.enter(self._peer):
-            self._start_timer()
-        else:
-            logger.info("%s has too many connections: closed", self._peer)
-            transport.abort()
+        self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Forget its time."""
         self._stop_timer()
-        self.peers.leave(self._peer)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -69,7 +59,6 @@ class PatientlessProtocol(H11Protocol):
             self.transport.abort()
 
 
-def protocol_of(header_timeout_s: float, connections_per_peer: int) -> type[PatientlessProtocol]:
-    """Return a class of connections with its limits, as uvicorn wants a class."""
-    limits: dict[str, Any] = {"header_timeout_s": header_timeout_s, "peers": Connections(connections_per_peer)}
-    return type("GatewayProtocol", (PatientlessProtocol,), limits)
+def protocol_of(header_timeout_s: float) -> type[PatientlessProtocol]:
+    """Return a class of connections with its limit, as uvicorn wants a class."""
+    return type("GatewayProtocol", (PatientlessProtocol,), {"header_timeout_s": header_timeout_s})

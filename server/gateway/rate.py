@@ -45,23 +45,26 @@ class Rate:
 
 
 class Connections:
-    """Counts open connections by peer.
+    """Counts open connections, by peer and in all.
 
     Args:
-        most: of one peer.
+        most_of_peer: of one peer.
+        most: in all.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, most_of_peer: int, most: int) -> None:
+        self._most_of_peer, self._most = most_of_peer, most
         self._open: Counter[str] = Counter()
 
     def enter(self, peer: str) -> bool:
-        """Count one more and return whether it may stay; :meth:`leave` must follow in either case."""
+        """Count one more and return True, to be followed by :meth:`leave`; False, counting none, if it is too many."""
+        if self._open[peer] >= self._most_of_peer or self._open.total() >= self._most:
+            return False
         self._open[peer] += 1
-        return self._open[peer] <= self._most
+        return True
 
     def leave(self, peer: str) -> None:
         """Count one less."""
         self._open[peer] -= 1
-        if self._open[peer] <= 0:
+        if not self._open[peer]:
             del self._open[peer]

@@ -9,35 +9,18 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import httpx
 import uvicorn
 
+from server.gateway.accept import BACKLOG, AcceptLoop, allow_open_files
 from server.gateway.forward import new_gateway
 from server.gateway.protocol import protocol_of
+from server.gateway.rate import Connections
 from server.server_config import LimitsConfig, ServerConfig
 from server.state_folder import StateFolder
 
 STOP_S = 5
-
-
-class HandshakeLoop(asyncio.SelectorEventLoop):
-    """An event loop whose servers give a peer little time for its TLS handshake; asyncio's own gives a minute.
-
-    Args:
-        handshake_timeout_s: seconds.
-    """
-
-    def __init__(self, handshake_timeout_s: float) -> None:
-        super().__init__()
-        self._handshake_timeout_s = handshake_timeout_s
-
-    async def create_server(self, *args: Any, **options: Any) -> asyncio.Server:
-        """Make a server; see asyncio."""
-        if options.get("ssl") is not None:
-            options.setdefault("ssl_handshake_timeout", self._handshake_timeout_s)
-        return await super().create_server(*args, **options)
 
 
 def upstream_client(authority: Path, port: int, limits: LimitsConfig) -> httpx.AsyncClient:
@@ -49,19 +32,21 @@ def upstream_client(authority: Path, port: int, limits: LimitsConfig) -> httpx.A
     )  # fmt: skip
 
 
-def gateway_server(state: StateFolder, config: ServerConfig) -> tuple[uvicorn.Server, Callable[[], HandshakeLoop]]:
+def gateway_server(state: StateFolder, config: ServerConfig) -> tuple[uvicorn.Server, Callable[[], AcceptLoop]]:
     """Return the server, not yet running, and what makes the event loop to run it on."""
     limits = config.limits
     settings = uvicorn.Config(
         new_gateway(upstream_client(state.ca_certificate, config.superlink_port, limits), limits),
         host=config.listen, port=config.port,
         ssl_certfile=str(state.certificate("gateway")), ssl_keyfile=str(state.key("gateway")),
-        http=protocol_of(limits.header_timeout_s, limits.connections_per_peer), ws="none", lifespan="on",
-        h11_max_incomplete_event_size=limits.header_bytes, limit_concurrency=limits.connections,
+        http=protocol_of(limits.header_timeout_s), ws="none", lifespan="on", backlog=BACKLOG,
+        h11_max_incomplete_event_size=limits.header_bytes,
+        limit_concurrency=limits.connections + 1,  # uvicorn refuses from this number on; more are never accepted
         timeout_keep_alive=int(max(1, limits.idle_timeout_s)), timeout_graceful_shutdown=STOP_S,
         access_log=False, log_config=None, server_header=False, date_header=False, proxy_headers=False,
     )  # fmt: skip
-    return uvicorn.Server(settings), partial(HandshakeLoop, limits.handshake_timeout_s)
+    peers = Connections(limits.connections_per_peer, limits.connections)
+    return uvicorn.Server(settings), partial(AcceptLoop, limits.handshake_timeout_s, peers)
 
 
 def main() -> None:
@@ -69,7 +54,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     state = StateFolder.open(Path(sys.argv[1]))
-    server, loop = gateway_server(state, state.config())
+    config = state.config()
+    allow_open_files(config.limits.connections)
+    server, loop = gateway_server(state, config)
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(server.serve())
     sys.exit(0 if server.started else 1)

@@ -44,9 +44,14 @@ def test_number_of_remembered_peers_is_bounded() -> None:
 
 
 def test_connections_are_counted_by_peer_and_forgotten() -> None:
-    connections = Connections(2)
+    connections = Connections(2, 3)
     assert [connections.enter("a") for _ in range(3)] == [True, True, False]
     assert connections.enter("b")
-    for _ in range(3):
-        connections.leave("a")
-    assert connections.enter("a")
+    assert not connections.enter("c")  # too many in all
+    connections.leave("b")
+    assert connections.enter("c")
+    connections.leave("a")
+    assert [connections.enter("a") for _ in range(2)] == [True, False]
+    for peer in "aac":
+        connections.leave(peer)
+    assert not connections._open
