@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from server.gateway.rate import Connections
+from server.gateway.refusals import Refusals
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +31,12 @@ class AcceptLoop(asyncio.SelectorEventLoop):
     Args:
         handshake_timeout_s: seconds for a TLS handshake.
         peers: open connections, from accept until their sockets are closed.
+        refusals: told of each that is closed.
     """
 
-    def __init__(self, handshake_timeout_s: float, peers: Connections) -> None:
+    def __init__(self, handshake_timeout_s: float, peers: Connections, refusals: Refusals) -> None:
         super().__init__()
-        self._handshake_timeout_s, self._peers = handshake_timeout_s, peers
+        self._handshake_timeout_s, self._peers, self._refusals = handshake_timeout_s, peers, refusals
 
     async def create_server(self, *args: Any, **options: Any) -> asyncio.Server:
         """Make a server; see asyncio."""
@@ -51,7 +53,7 @@ class AcceptLoop(asyncio.SelectorEventLoop):
             return make(rawsock, protocol, sslcontext, *args, **options)
         peer = str(options["extra"]["peername"][0])
         if not self._peers.enter(peer):
-            logger.info("%s has too many connections: closed", peer)
+            self._refusals.note(peer, "too many connections: closed")
             rawsock.close()
             raise ConnectionAbortedError(f"{peer} has too many connections")  # asyncio drops it without a word
         counted = _CountedSocket(rawsock, peer, self._peers)

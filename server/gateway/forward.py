@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import re
 import time
 from collections.abc import AsyncIterator, Callable
@@ -20,9 +19,8 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from server.gateway.rate import Rate
+from server.gateway.refusals import Refusals
 from server.server_config import LimitsConfig
-
-logger = logging.getLogger(__name__)
 
 FLEET_METHOD = re.compile(rb"/v1/fleet/([a-z]{1,32}(?:-[a-z]{1,32}){0,4})")
 HOP_BY_HOP = frozenset(
@@ -48,13 +46,18 @@ class Gateway:
     Args:
         upstream: sends requests to the SuperLink; closed by the caller.
         limits: what a peer may do.
+        refusals: told of each request that is not answered as asked.
         clock: seconds of a monotonic clock.
     """
 
     def __init__(
-        self, upstream: httpx.AsyncClient, limits: LimitsConfig, clock: Callable[[], float] = time.monotonic
+        self,
+        upstream: httpx.AsyncClient,
+        limits: LimitsConfig,
+        refusals: Refusals,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._upstream, self._limits, self._clock = upstream, limits, clock
+        self._upstream, self._limits, self._refusals, self._clock = upstream, limits, refusals, clock
         self._rate = Rate(limits.requests_per_s, limits.burst)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,36 +72,39 @@ class Gateway:
 
     async def _answer(self, request: Request) -> Response:
         peer = request.client.host if request.client else "unknown"
-        method = fleet_method(request)
-        if method is None:
-            logger.info("%s asked for %.80r: not found", peer, request.scope["raw_path"])
-            return _end(404)
         try:
-            await self._admit(request, peer)
+            await self._take_turn(peer)  # before all else, so that no answer is beyond the rate
+            method = self._admit(request)
             async with asyncio.timeout(self._limits.request_timeout_s):
                 return await self._forward(request, method)
         except _RefusedError as refused:
-            logger.info("%s, %s: %d %s", peer, method, refused.status, refused)
-            return _end(refused.status)
+            status, why = refused.status, str(refused)
         except TimeoutError:
-            logger.info("%s, %s: %d took too long", peer, method, TRY_AGAIN)
-            return _end(TRY_AGAIN)
+            status, why = TRY_AGAIN, "took too long"
         except (httpx.HTTPError, httpx.StreamError) as error:
-            logger.warning("the SuperLink did not answer %s: %s", method, type(error).__name__)
-            return _end(TRY_AGAIN)
+            status, why = TRY_AGAIN, f"the SuperLink did not answer: {type(error).__name__}"
         except ClientDisconnect:
             return _end(400)
+        self._refusals.note(peer, f"{status} {why}", request.scope["raw_path"])
+        return _end(status)
 
-    async def _admit(self, request: Request, peer: str) -> None:
-        """Check the declared length and wait for the peer's turn."""
-        declared = request.headers.get("content-length", "0")
-        if int(declared) > self._limits.body_bytes:  # h11 has seen to it that it is a number
-            raise _RefusedError(413, "declared body over the limit")
+    async def _take_turn(self, peer: str) -> None:
+        """Wait for the peer's turn."""
         delay_s = self._rate.delay_s(peer, self._clock(), self._limits.queue_timeout_s)
         if delay_s is None:
             raise _RefusedError(TRY_AGAIN, "over the rate")
         if delay_s:
             await asyncio.sleep(delay_s)
+
+    def _admit(self, request: Request) -> str:
+        """Return the method of the fleet API that a request asks for, whose body may be as long as it says."""
+        method = fleet_method(request)
+        if method is None:
+            raise _RefusedError(404, "not found")
+        declared = request.headers.get("content-length", "0")
+        if int(declared) > self._limits.body_bytes:  # h11 has seen to it that it is a number
+            raise _RefusedError(413, "declared body over the limit")
+        return method
 
     async def _forward(self, request: Request, method: str) -> Response:
         headers = [(name, value) for name, value in request.headers.raw if name not in NOT_FORWARDED]
@@ -147,14 +153,14 @@ def _end(status: int) -> Response:
     return Response(status_code=status, headers={"connection": "close"})
 
 
-def new_gateway(upstream: httpx.AsyncClient, limits: LimitsConfig) -> Starlette:
-    """Return the application with a life of its own: it closes ``upstream`` when it ends."""
+def new_gateway(upstream: httpx.AsyncClient, limits: LimitsConfig, refusals: Refusals) -> Starlette:
+    """Return the application with a life of its own: it tells of refusals, and closes ``upstream`` when it ends."""
 
     @contextlib.asynccontextmanager
     async def life(_: Starlette) -> AsyncIterator[None]:
-        yield
-        await upstream.aclose()
+        async with upstream, refusals.told():
+            yield
 
     app = Starlette(lifespan=life)
-    app.mount("/", Gateway(upstream, limits))
+    app.mount("/", Gateway(upstream, limits, refusals))
     return app

@@ -7,11 +7,11 @@ a peer that sends a byte now and then would hold a connection for ever ("slow lo
 from __future__ import annotations
 
 import asyncio
-import logging
+from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-logger = logging.getLogger(__name__)
+from server.gateway.refusals import Refusals
 
 
 class PatientlessProtocol(H11Protocol):
@@ -19,6 +19,8 @@ class PatientlessProtocol(H11Protocol):
 
     header_timeout_s: float
     """Seconds for a header."""
+    refusals: Refusals
+    """Told of each that is closed."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the time for its first header."""
@@ -55,10 +57,11 @@ class PatientlessProtocol(H11Protocol):
     def _expire(self) -> None:
         self._timer = None
         if self._awaits_header() and not self.transport.is_closing():
-            logger.info("%s sent no header in time: closed", self._peer)
+            self.refusals.note(self._peer, "no header in time: closed")
             self.transport.abort()
 
 
-def protocol_of(header_timeout_s: float) -> type[PatientlessProtocol]:
-    """Return a class of connections with its limit, as uvicorn wants a class."""
-    return type("GatewayProtocol", (PatientlessProtocol,), {"header_timeout_s": header_timeout_s})
+def protocol_of(header_timeout_s: float, refusals: Refusals) -> type[PatientlessProtocol]:
+    """Return a class of connections with what it needs, as uvicorn wants a class."""
+    has: dict[str, Any] = {"header_timeout_s": header_timeout_s, "refusals": refusals}
+    return type("GatewayProtocol", (PatientlessProtocol,), has)

@@ -17,6 +17,7 @@ from server.gateway.accept import BACKLOG, AcceptLoop, allow_open_files
 from server.gateway.forward import new_gateway
 from server.gateway.protocol import protocol_of
 from server.gateway.rate import Connections
+from server.gateway.refusals import Refusals
 from server.server_config import LimitsConfig, ServerConfig
 from server.state_folder import StateFolder
 
@@ -34,19 +35,19 @@ def upstream_client(authority: Path, port: int, limits: LimitsConfig) -> httpx.A
 
 def gateway_server(state: StateFolder, config: ServerConfig) -> tuple[uvicorn.Server, Callable[[], AcceptLoop]]:
     """Return the server, not yet running, and what makes the event loop to run it on."""
-    limits = config.limits
+    limits, refusals = config.limits, Refusals()
     settings = uvicorn.Config(
-        new_gateway(upstream_client(state.ca_certificate, config.superlink_port, limits), limits),
+        new_gateway(upstream_client(state.ca_certificate, config.superlink_port, limits), limits, refusals),
         host=config.listen, port=config.port,
         ssl_certfile=str(state.certificate("gateway")), ssl_keyfile=str(state.key("gateway")),
-        http=protocol_of(limits.header_timeout_s), ws="none", lifespan="on", backlog=BACKLOG,
+        http=protocol_of(limits.header_timeout_s, refusals), ws="none", lifespan="on", backlog=BACKLOG,
         h11_max_incomplete_event_size=limits.header_bytes,
         limit_concurrency=limits.connections + 1,  # uvicorn refuses from this number on; more are never accepted
         timeout_keep_alive=int(max(1, limits.idle_timeout_s)), timeout_graceful_shutdown=STOP_S,
         access_log=False, log_config=None, server_header=False, date_header=False, proxy_headers=False,
     )  # fmt: skip
     peers = Connections(limits.connections_per_peer, limits.connections)
-    return uvicorn.Server(settings), partial(AcceptLoop, limits.handshake_timeout_s, peers)
+    return uvicorn.Server(settings), partial(AcceptLoop, limits.handshake_timeout_s, peers, refusals)
 
 
 def main() -> None:

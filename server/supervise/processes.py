@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable
@@ -21,7 +23,7 @@ STEADY_S = 60.0
 """Seconds after which a process counts as steady: when it ends then, it is started again at once."""
 END_S = 8.0
 LOG_BYTES = 20_000_000
-"""Size of a log at which it is put aside when its component starts."""
+"""Size of a log at which what it holds is put aside, in place of what was put aside before."""
 
 
 class Supervised:
@@ -41,7 +43,8 @@ class Supervised:
         self._pause_s, self._due_s, self._began_s = FIRST_PAUSE_S, 0.0, 0.0
 
     def tend(self) -> bool:
-        """Start the process if it does not run and is due; return whether it was started."""
+        """Start the process if it does not run and is due; return whether it was started. Its log is kept short."""
+        trim_log(self._log)
         now = self._clock()
         if self._process is not None:
             status = self._process.poll()
@@ -76,8 +79,6 @@ class Supervised:
         self._process = None
 
     def _start(self) -> None:
-        if self._log.exists() and self._log.stat().st_size > LOG_BYTES:
-            self._log.replace(self._log.with_suffix(".log.1"))
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 self.component.command, cwd=self.component.folder, env=dict(self.component.environment),
@@ -86,6 +87,17 @@ class Supervised:
             )  # fmt: skip
         self._began_s = self._clock()
         self.restarts += 1
+
+
+def trim_log(path: Path) -> None:
+    """Move what a log holds to ``.1`` once it is large; the process that appends to it goes on at its start."""
+    if not path.exists() or path.stat().st_size <= LOG_BYTES:
+        return
+    try:
+        shutil.copyfile(path, path.with_suffix(".log.1"))
+    except OSError as error:  # a full disk, say: the components must not end for it
+        logger.warning("%s cannot be put aside and is dropped: %s", path.name, error)
+    os.truncate(path, 0)
 
 
 def identity_of(pid: int) -> dict[str, Any]:

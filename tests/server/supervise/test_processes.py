@@ -22,12 +22,14 @@ from server.state_folder import StateFolder, locked
 from server.supervise.components import Component, coordinator_components
 from server.supervise.processes import (
     FIRST_PAUSE_S,
+    LOG_BYTES,
     LONGEST_PAUSE_S,
     STEADY_S,
     Supervised,
     end_families,
     identity_of,
     is_alive,
+    trim_log,
 )
 from server.supervise.service import _end_left_over, running_service, serve, stop_service
 from server.supervise.units import TARGET, unit_files, write_units
@@ -39,6 +41,10 @@ PARENT = (
     sys.executable, "-c",
     "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], "
     "start_new_session=True); print(p.pid, flush=True); time.sleep(600)",
+)  # fmt: skip
+TALKER = (
+    sys.executable, "-c",
+    "import time\nfor _ in range(6000):\n    print('word', flush=True)\n    time.sleep(0.1)",
 )  # fmt: skip
 STUBBORN = (
     sys.executable, "-c",
@@ -136,6 +142,37 @@ def test_process_that_does_not_end_when_asked_is_killed(tmp_path: Path) -> None:
     end_families([identity["pid"]], seconds=0.2)
     assert not is_alive(identity)
     supervised.end()
+
+
+def test_large_log_is_put_aside_while_its_process_runs_on(tmp_path: Path) -> None:
+    log = tmp_path / "test.log"
+    supervised = Supervised(component(TALKER, tmp_path), log)
+    supervised.tend()
+    try:
+        wait_until(lambda: log.read_bytes().startswith(b"word"))
+        identity = supervised.identity()
+        assert not supervised.tend()
+        assert not (tmp_path / "test.log.1").exists()
+        os.truncate(log, LOG_BYTES + 1000)
+        assert not supervised.tend()
+        assert (tmp_path / "test.log.1").stat().st_size >= LOG_BYTES + 1000
+        wait_until(lambda: log.read_bytes().startswith(b"word"))
+        assert log.stat().st_size < LOG_BYTES
+        assert supervised.identity() == identity
+    finally:
+        supervised.end()
+
+
+def test_log_that_cannot_be_put_aside_is_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = tmp_path / "test.log"
+    log.touch()
+    trim_log(log)
+    os.truncate(log, LOG_BYTES + 1)
+    (tmp_path / "test.log.1").mkdir()
+    trim_log(log)
+    assert log.stat().st_size == 0
+    assert "dropped" in caplog.text
+    trim_log(tmp_path / "absent.log")
 
 
 def test_number_of_a_process_that_was_used_again_is_not_mistaken() -> None:
