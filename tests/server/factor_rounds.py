@@ -61,6 +61,13 @@ class FactorRound:
         parts = [self.weights[site] / total * dense(self.local(site), layer) for site in self.updates]
         return sum(parts, before.b @ before.a)
 
+    def dense_scale(self, layer: str) -> float:
+        """Σ w ‖BA‖ and the correction's norm: what float32 can be exact to where the terms of the sum cancel."""
+        total = sum(self.weights.values())
+        before = fixed_of(self.adapter, layer)
+        parts = [self.weights[site] / total * dense(self.local(site), layer) for site in self.updates]
+        return sum(float(part.norm()) for part in (*parts, before.b @ before.a))
+
 
 def dense(adapter: Tensors, layer: str) -> Tensor:
     """BA (or BRA) of a layer as a dense float64 matrix."""
