@@ -27,7 +27,7 @@ from simulations.benchmarks.page import write_between
 from simulations.benchmarks.parts import PARTS
 from simulations.benchmarks.plain_processes import run_plain_processes, shared_out
 from simulations.benchmarks.step_work import with_overrides
-from simulations.benchmarks.works import QUICK, Extent
+from simulations.benchmarks.works import EVERY_ROW, QUICK, Extent
 from tests.tiny_models import save_tiny_model
 
 
@@ -145,7 +145,7 @@ def test_the_page_of_the_repository_has_both_marker_pairs(tmp_path: Path) -> Non
 
 
 def test_title_says_what_was_capped() -> None:
-    assert "all rows" in Extent().text()
+    assert "all rows" in Extent(rows=EVERY_ROW).text()
     assert f"at most {QUICK.rows} rows" in QUICK.text()
 
 
