@@ -1,10 +1,13 @@
-"""Processes: one told from any other that is given its id later, and a log that does not grow for ever."""
+"""Processes: told from others that are given their ids later, kept going where the system refuses, their logs short."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,31 @@ def process_of(identity: dict[str, Any] | None) -> psutil.Process | None:
 def is_alive(identity: dict[str, Any] | None) -> bool:
     """Whether the very process that :func:`identity_of` named still runs."""
     return process_of(identity) is not None
+
+
+class Retries:
+    """What the system refuses, as on a full disk or where no process can be made: said once, and tried again.
+
+    Args:
+        logger: what it is said to.
+    """
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._said: dict[str, str] = {}
+
+    @contextlib.contextmanager
+    def tried(self, what: str) -> Iterator[None]:
+        """Go on where the system refuses something, which the caller tries again at a later look."""
+        try:
+            yield
+        except (OSError, subprocess.SubprocessError) as error:
+            why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            if self._said.get(what) != why:
+                self._logger.warning("%s: %s; it is tried again", what, why)
+            self._said[what] = why
+        else:
+            self._said.pop(what, None)
 
 
 def trim_log(path: Path, largest_bytes: int) -> None:

@@ -139,7 +139,7 @@ class DpStep:
             return self
         try:
             hooks = GradSampleHooks(self._module, batch_first=True, loss_reduction="sum")
-        except NotImplementedError as error:
+        except NotImplementedError as error:  # Opacus' word for a layer that it has no rule for
             raise PrivacyError(
                 f"per-example gradients cannot be computed ({str(error)[:120]}); expected trainable linear layers."
             ) from None

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from typing import Any
 from client.supervise.components import Component
 from client.supervise.orphans import Orphans
 from common.atomic import write_atomic
-from common.processes import identity_of, trim_log
+from common.processes import Retries, identity_of, trim_log
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Supervisor:
         self._kept = [_Kept(component) for component in components]
         self._note = note
         self._noted: dict[str, Any] = {}
-        self._refused: dict[str, str] = {}
+        self._retries = Retries(logger)
         self._orphans = Orphans()
 
     def run(self, ended: threading.Event) -> None:
@@ -95,13 +95,13 @@ class Supervisor:
             try:
                 while not ended.wait(0.2):
                     for kept in self._kept:
-                        with self._tried(kept.component.name):
+                        with self._retries.tried(kept.component.name):
                             self._look_after(kept)
                     self._orphans.take_ended(self._living())
                     if time.monotonic() >= logs_due:
                         logs_due = time.monotonic() + _LOG_EVERY_S
                         for kept in self._kept:
-                            with self._tried(str(kept.component.log)):
+                            with self._retries.tried(str(kept.component.log)):
                                 trim_log(kept.component.log, LARGEST_LOG)
                     self._write()
             finally:
@@ -126,19 +126,6 @@ class Supervisor:
     def _living(self) -> list[int]:
         return [kept.process.pid for kept in self._kept if kept.process is not None]
 
-    @contextlib.contextmanager
-    def _tried(self, what: str) -> Iterator[None]:
-        """Go on where the system refuses something, which is tried again at a later look. A refusal is said once."""
-        try:
-            yield
-        except (OSError, subprocess.SubprocessError) as error:
-            why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-            if self._refused.get(what) != why:
-                logger.warning("%s: %s; it is tried again", what, why)
-            self._refused[what] = why
-        else:
-            self._refused.pop(what, None)
-
     def _look_after(self, kept: _Kept) -> None:
         now = time.monotonic()
         if kept.process is None:
@@ -151,7 +138,7 @@ class Supervisor:
                 kept.refusal = None
             return
         kept.process, kept.last_exit, kept.refusal, kept.left = None, status, None, True
-        with self._tried(str(kept.component.log)):
+        with self._retries.tried(str(kept.component.log)):
             kept.refusal = refusal_in(_since(kept.component.log, kept.log_start))
         kept.early = 1 if now - kept.started >= LIVED_S else kept.early + 1
         wait = pause_before(kept.early, kept.refusal is not None)
@@ -201,7 +188,7 @@ class Supervisor:
     def _write(self) -> None:
         report = self.report()
         if report != self._noted:
-            with self._tried(str(self._note)):
+            with self._retries.tried(str(self._note)):
                 write_atomic(self._note, json.dumps(report, indent=2).encode())
                 self._noted = report
 

@@ -77,7 +77,7 @@ def choose_device(name: str = "auto") -> torch.device:
         if device.type not in ("cpu", "cuda", "mps"):
             raise RuntimeError("not one of ours")
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except (RuntimeError, AssertionError, NotImplementedError):  # torch's, for a device that it was not built with
         raise ModelError(f"device {name!r} is not available; expected auto, cpu, cuda, cuda:N or mps.") from None
     return device
 

@@ -103,11 +103,11 @@ def coefficients(
     sites = sorted(updates)
     expect_enough_sites(rule, bad, len(sites), "the round")
     share = torch.tensor([weights[site] for site in sites], dtype=torch.float64)
-    gram = likeness(adapter, [updates[site] for site in sites], scale)
+    gram = comparison_products(adapter, [updates[site] for site in sites], scale)
     return dict(zip(sites, RULES[rule](gram, share / share.sum(), bad).tolist(), strict=True))
 
 
-def likeness(adapter: Tensors, updates: Sequence[Tensors], scale: float) -> Tensor:
+def comparison_products(adapter: Tensors, updates: Sequence[Tensors], scale: float) -> Tensor:
     """Return the inner products that sites are compared by, float64 [n, n]: of their changes, and of sent factors."""
     changes = change_products(adapter, updates, scale)
     if not any(name.endswith(A) for name in updates[0]):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 import signal
 import socket
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -19,7 +17,7 @@ import psutil
 
 from common.atomic import write_atomic
 from common.errors import ConfigError
-from common.processes import identity_of, is_alive
+from common.processes import Retries, identity_of, is_alive
 from server.state_folder import StateFolder, locked
 from server.supervise.components import coordinator_components
 from server.supervise.processes import Supervised, end_families
@@ -58,15 +56,15 @@ def serve(state: StateFolder, only: Sequence[str] = (), started: Callable[[], No
         _end_left_over(state)
         before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
         running = {name: Supervised(known[name], state.log(name)) for name in only or known}
-        refusals = _Refusals()
+        retries = Retries(logger)
         try:
             noted = announced = False
             while not ended.is_set():
                 for name, supervised in running.items():
-                    with refusals.tried(name):
+                    with retries.tried(name):
                         noted = not supervised.tend() and noted
                 if not noted:
-                    with refusals.tried(str(state.up)):
+                    with retries.tried(str(state.up)):
                         _write(state, running)
                         noted = True
                 if not announced and all(supervised.restarts >= 0 for supervised in running.values()):
@@ -139,26 +137,6 @@ def listens(port: int, host: str = "127.0.0.1") -> bool:
     except OSError:
         return False
     return True
-
-
-class _Refusals:
-    """What the system refuses, as on a full disk or where no process can be made: said once, and tried again."""
-
-    def __init__(self) -> None:
-        self._said: dict[str, str] = {}
-
-    @contextlib.contextmanager
-    def tried(self, what: str) -> Iterator[None]:
-        """Go on where the system refuses something."""
-        try:
-            yield
-        except (OSError, subprocess.SubprocessError) as error:
-            why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-            if self._said.get(what) != why:
-                logger.warning("%s: %s; it is tried again", what, why)
-            self._said[what] = why
-        else:
-            self._said.pop(what, None)
 
 
 def _write(state: StateFolder, running: dict[str, Supervised]) -> None:

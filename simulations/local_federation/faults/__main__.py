@@ -29,6 +29,7 @@ from simulations.results.page import write_tables
 FEDERATIONS = ("plain", "private")
 FAULTS_A_RUN, ROUNDS = 5, 14
 MOST_IDLE = 3
+"""Runs in a row that may be over before anything was there to be killed."""
 PAGE = ROOT / "docs" / "faults.md"
 COMMAND = "python -m simulations.local_federation.faults --write-docs"
 
