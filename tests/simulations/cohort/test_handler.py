@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from client.site import Site
 from common.codecs.codec import decode
@@ -97,7 +98,16 @@ def test_site_whose_rows_fail_the_joint_pass_fails_alone(
     assert (found[0].payload, found[2].payload) == (alone[0].payload, alone[2].payload)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_bits_of_a_cohort_do_not_depend_on_engine_or_workers(config: RunConfig) -> None:
     requests = train_requests(config, 9)
     here = answers_of(config, requests, EngineSettings(cohort=2))
