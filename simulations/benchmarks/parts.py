@@ -25,12 +25,12 @@ from simulations.benchmarks.agent_hop import agent_hop
 from simulations.benchmarks.aggregation import DENSE, in_child
 from simulations.benchmarks.deployed_round import deployed_round
 from simulations.benchmarks.dp import CASES, case_config, dp_figures
-from simulations.benchmarks.harness import run_fedtune
 from simulations.benchmarks.idle import idle_round
 from simulations.benchmarks.limit import arithmetic_of, matrix_rate
 from simulations.benchmarks.lines import Line, compared, of_measurements, slower
-from simulations.benchmarks.measure import Seconds, cpu_seconds, in_pairs, in_turns, seconds_of
+from simulations.benchmarks.measure import Seconds, cpu_seconds, in_pairs, in_turns
 from simulations.benchmarks.scale import compare_scale
+from simulations.benchmarks.side_by_side import side_by_side
 from simulations.benchmarks.sides import Limit, Sides
 from simulations.benchmarks.step_work import StepWork, with_overrides
 from simulations.benchmarks.works import ROOT, Extent, private_sites, real_sites, virtual_sites
@@ -85,16 +85,16 @@ def _distance(part: str, name: str, distance: float) -> Line:
 
 
 def private_part(extent: Extent) -> Lines:
-    """(c): real sites with example-level DP over the same without."""
+    """(c): real sites with example-level DP over the same without, side by side: CPU seconds."""
     plain = real_sites(extent)
     private = private_sites(plain)
-    sides = {"ours": _whole(private), "plain": _whole(plain)}
-    found = in_turns(sides, extent.pairs)
-    yield compared("private", "(c) ours with DP / without", found["ours"], found["plain"], "<= 1.1")
-
-
-def _whole(config: RunConfig) -> Callable[[], Seconds]:
-    return lambda: seconds_of(lambda: run_fedtune(config))
+    found = [side_by_side([private, plain]) for _ in range(extent.pairs)]
+    ours, base = ([pair[side].cpu for pair in found] for side in (0, 1))
+    ratio = median(one / other for one, other in zip(ours, base, strict=True))
+    yield Line(
+        "private", "(c) ours with DP / without, side by side", median(ours), median(base), ratio, ratio, "s of CPU",
+        "<= 1.1", pairs=extent.pairs,
+    )  # fmt: skip
 
 
 class _FirstRound(Observer):

@@ -26,6 +26,7 @@ from simulations.benchmarks.harness import harness_figures
 from simulations.benchmarks.idle import idle_round
 from simulations.benchmarks.measure import Measurement, in_pairs, measurement
 from simulations.benchmarks.memory import compare_memory
+from simulations.benchmarks.side_by_side import side_by_side
 from simulations.benchmarks.step_work import StepWork, with_overrides
 
 TINY = Case("LoRA r=2 all-linear", "{rank: 2, alpha: 4, target_modules: all-linear}", 4, 8)
@@ -81,6 +82,15 @@ def test_harness_and_plain_loop_end_on_the_same_adapter(make_config: Callable[..
     assert distance < 1e-4
     for figure in figures:
         expect_sound(figure)
+
+
+@pytest.mark.slow
+def test_runs_side_by_side_are_counted_apart(make_config: Callable[..., RunConfig]) -> None:
+    config = with_overrides(make_config(), ["evaluation.enabled=false", "data.test=null", "federation.rounds=1"])
+    longer = with_overrides(config, ["training.local_epochs=40"])
+    ours, theirs = side_by_side([longer, config])
+    assert ours.cpu > theirs.cpu > 0
+    assert ours.wall > ours.cpu * 0.9
 
 
 @pytest.mark.slow
