@@ -36,7 +36,7 @@ def finish_flora(gathered: Gathered, adapter: Tensors) -> Tensors:
     following = averaged_rest(gathered, adapter)
     for layer in layers_of(adapter):
         total = stacked(gathered.factors(layer), gathered.weights())
-        following |= _corrected(layer, adapter, compressed(total))
+        following |= fixed_tensors(layer, compressed(stacked([fixed_of(adapter, layer), total])))
         following[layer + B] = torch.zeros_like(adapter[layer + B])
     return following
 
@@ -49,13 +49,9 @@ def finish_fedex(gathered: Gathered, adapter: Tensors) -> Tensors:
         total = stacked(gathered.factors(layer), gathered.weights())
         average = Factors(following[layer + B].double(), following[layer + A].double())
         residual = stacked([total, average], [1.0, -1.0])
-        following |= _corrected(layer, adapter, compressed(residual, floor=ROUNDING * product_norm(total)))
+        kept, before = compressed(residual, floor=ROUNDING * product_norm(total)), fixed_of(adapter, layer)
+        following |= fixed_tensors(layer, compressed(stacked([before, kept])) if before.rank else kept)
     return following
-
-
-def _corrected(layer: str, adapter: Tensors, added: Factors) -> Tensors:
-    """Return the layer's correction with ``added``, itself compressed, on top."""
-    return fixed_tensors(layer, compressed(stacked([fixed_of(adapter, layer), added])))
 
 
 def finish_lora_fair(gathered: Gathered, adapter: Tensors, penalty: float) -> Tensors:

@@ -17,6 +17,7 @@ import torch
 
 from common.config.load import dump_run_config, parse_run_config
 from common.config.run import RunConfig
+from common.quiet import quiet_dependencies
 from simulations.benchmarks.measure import Seconds, seconds_of
 
 
@@ -41,6 +42,7 @@ def _prepare() -> None:
     import client.dp.step  # noqa: F401 - a private run would import it, and Opacus, while the clock runs
     import simulations.benchmarks.harness  # noqa: F401
 
+    quiet_dependencies()
     torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
