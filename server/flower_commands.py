@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from server.state_folder import StateFolder
 CONNECTION = "coordinator"
 BIN = Path(sys.executable).parent
 COMMAND_TIMEOUT_S = 120
+PROJECT = "pyproject.toml"
 KEY_IN_USE = "Public key already in use"
 """What Flower says of a key that was registered before."""
 
@@ -74,10 +77,15 @@ class Flower:
         return {int(node["node-id"]): str(node["status"]) for node in listed}
 
     def run(self, app: Path, run_config: Mapping[str, str | int]) -> int:
-        """Submit a run of the app in a folder and return Flower's id of it."""
-        file = self._state.flower_home / "run.toml"
+        """Submit a run of the app in a folder and return Flower's id of it.
+
+        Raises:
+            ConfigError: if the folder is no app.
+        """
+        file, staged = self._state.flower_home / "run.toml", self._state.flower_home / "app"
         file.write_text(tomli_w.dumps(run_config), encoding="utf-8")
-        return int(self._call("run", app, CONNECTION, "--run-config", file)["run-id"])
+        stage_app(app, staged)
+        return int(self._call("run", staged, CONNECTION, "--run-config", file)["run-id"])
 
     def runs(self) -> dict[int, str]:
         """Return the status of each run by id, such as ``running`` or ``finished:failed``."""
@@ -120,6 +128,30 @@ class Flower:
         file = self._state.flower_home / "config.toml"
         if not file.exists() or file.read_text(encoding="utf-8") != text:
             file.write_text(text, encoding="utf-8")
+
+
+def stage_app(app: Path, staged: Path) -> None:
+    """Copy what an app's ``fab-include`` names, and its pyproject.toml, to a folder that holds nothing else.
+
+    Flower matches every file below an app's folder against its patterns, one by one: with a virtual environment and run
+    folders in it, that takes longer than all the rest of a submission.
+
+    Raises:
+        ConfigError: if the folder is no app that says what is in its bundle.
+    """
+    try:
+        project = tomllib.loads((app / PROJECT).read_text(encoding="utf-8"))
+        included = [str(pattern).lstrip("/") for pattern in project["tool"]["flwr"]["app"]["fab-include"]]
+    except (OSError, KeyError, TypeError, ValueError):
+        raise ConfigError(
+            f"{app / PROJECT} does not say what is in a run's bundle (tool.flwr.app.fab-include); expected fedtune's "
+            "own. Install fedtune anew."
+        ) from None
+    shutil.rmtree(staged, ignore_errors=True)
+    for file in {app / PROJECT, *(found for pattern in included for found in app.glob(pattern) if found.is_file())}:
+        copied = staged / file.relative_to(app)
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copied)
 
 
 def _last_object(text: str) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from client.app import app as client_app
 from common.config.load import parse_run_config
 from common.errors import ConfigError
 from common.quiet import quiet_dependencies
+from server.flower_commands import stage_app
 from simulations.engines.app_handler import AppHandler
 from simulations.engines.inprocess import InProcessEngine
 from simulations.grid import VirtualGrid
@@ -80,6 +81,15 @@ def test_bundle_lists_code_configs_and_licence_alone(source: Path, bundle: Path)
     with zipfile.ZipFile(bundle) as archive:
         listed = set(archive.namelist())
     assert listed == {path.relative_to(source).as_posix() for path in wanted} | {"pyproject.toml", ".info/CONTENT"}
+
+
+def test_coordinator_hands_over_what_the_bundle_of_the_whole_tree_holds(
+    source: Path, bundle: Path, tmp_path: Path
+) -> None:
+    stage_app(source, tmp_path / "app")
+    staged = {path.relative_to(tmp_path / "app").as_posix() for path in (tmp_path / "app").rglob("*") if path.is_file()}
+    with zipfile.ZipFile(bundle) as archive:
+        assert staged == set(archive.namelist()) - {".info/CONTENT"}
 
 
 def test_bundle_is_below_the_limit_of_flower(bundle: Path) -> None:
