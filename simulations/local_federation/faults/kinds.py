@@ -75,7 +75,7 @@ def _upload_of_supernode(made: Disturbed, place: RunPlace, site: str) -> bool:
         until = time.monotonic() + 1.0  # the submission and the process are looked at again every second
         while pid is not None and time.monotonic() < until:
             if _SENDING in log.read():
-                if _held(pid) and _SENT not in log.read():
+                if _held(pid) and _SENT not in log.read().rpartition(_SENDING)[2]:  # an earlier message's may be there
                     return kill(pid)
                 _let_go(pid)
                 log.skip()
