@@ -18,8 +18,12 @@ median             median of each entry of what is sent (Yin et al. 1803.01498) 
 trimmed_mean       mean of each entry without the f smallest and f largest (same)                      f < n / 2
 geometric_median   Σ β u with β from Weiszfeld's iteration on U, smoothed (RFA, 1912.13445)            f < n / 2
 krum               the update whose n - f - 2 nearest are nearest (Blanchard et al. 2017)              n >= 2f + 3
-multi_krum         weighted mean of the n - f - 2 best by that score                                   n >= 2f + 3
+multi_krum         weighted mean of the n - f best by that score                                       n >= 2f + 3
 =================  =================================================================================  ==============
+
+Multi-Krum leaves out as many as may be bad and no more (so does ByzFL's; Blanchard et al. leave the number open): every
+honest site that it left out besides would be missed. A bad site among those it keeps is as near to its n - f - 2 nearest
+as an honest one that it left out.
 
 Krum, Multi-Krum and the geometric median weigh whole sites: their coefficients are not negative and have sum 1. So they
 compose with every method: one that needs each site's factors takes them as the sites' weights. The others make an
@@ -210,7 +214,7 @@ def _krum(gram: Tensor, share: Tensor, bad: int) -> Tensor:
 
 
 def _multi_krum(gram: Tensor, share: Tensor, bad: int) -> Tensor:
-    best = krum_scores(gram, bad).argsort(stable=True)[: len(gram) - bad - 2]
+    best = krum_scores(gram, bad).argsort(stable=True)[: len(gram) - bad]
     chosen = torch.zeros_like(share)
     chosen[best] = share[best]
     return chosen / chosen.sum()

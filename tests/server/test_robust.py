@@ -22,6 +22,7 @@ from common.errors import ConfigError, RunError
 from common.factors import A, B, factors_of, layers_of, with_rank
 from common.methods import METHODS
 from common.tensors import Tensors, manifest_of
+from server.aggregation import robust
 from server.aggregation.robust import change_products, coefficients, combine, expect_enough_sites, krum_scores
 from server.collected import Collected
 from simulations.engines.settings import EngineSettings
@@ -123,7 +124,7 @@ def test_method_that_needs_all_factors_takes_a_rules_weights(
     assert sum(shares.values()) == pytest.approx(1.0)
     assert shares["site 2"] < (1e-3 if rule == "geometric_median" else 1e-12)
     kept = {site: update for site, update in spoilt.updates.items() if shares[site] > 0}
-    assert len(kept) == {"krum": 1, "multi_krum": 4, "geometric_median": 7}[rule]
+    assert len(kept) == {"krum": 1, "multi_krum": 6, "geometric_median": 7}[rule]
     wanted = FactorRound(spoilt.adapter, kept, shares).aggregate(method)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
@@ -173,6 +174,9 @@ def test_krum_is_flowers_where_that_is_exact_enough() -> None:
     for bad in (0, 1, 2, 3):
         (theirs,) = select_multikrum(contents, bad, 1)
         assert contents[int(krum_scores(gram, bad).argmin())] is theirs
+        several = select_multikrum(contents, bad, len(dense) - bad)
+        kept = robust.RULES["multi_krum"](gram, torch.ones(len(dense), dtype=torch.float64) / len(dense), bad) > 0
+        assert {id(contents[int(index)]) for index in kept.nonzero()} == set(map(id, several))
 
 
 def test_median_and_trimmed_mean_are_numpys_by_entry() -> None:
