@@ -22,8 +22,8 @@ multi_krum         weighted mean of the n - f best by that score                
 =================  =================================================================================  ==============
 
 Multi-Krum leaves out as many as may be bad and no more (so does ByzFL's; Blanchard et al. leave the number open): every
-honest site that it left out besides would be missed. A bad site among those it keeps is as near to its n - f - 2 nearest
-as an honest one that it left out.
+honest site that it left out besides would be missed. A bad site among those it keeps is as near to its n - f - 2
+nearest as an honest one that it left out.
 
 Krum, Multi-Krum and the geometric median weigh whole sites: their coefficients are not negative and have sum 1. So they
 compose with every method: one that needs each site's factors takes them as the sites' weights. The others make an
