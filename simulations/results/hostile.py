@@ -22,7 +22,8 @@ from rich.console import Console
 from common.config.load import load_run_config
 from common.config.run import RunConfig
 from common.config.simulation import AttackName
-from common.errors import FedtuneError
+from common.console import one_line_errors
+from common.errors import ConfigError, FedtuneError
 from common.methods import METHODS
 from simulations.commands.options import set_up
 from simulations.commands.progress import RunLines
@@ -43,6 +44,9 @@ KRUM = ["robust: multi_krum", f"robust_sites: {HOSTILE}"]
 """The rule that matches hostile updates."""
 
 Guard = Literal["plain", "guarded"]
+
+EXAMPLE = "fedit sign-flip guarded uniform"
+"""A run's label."""
 
 _TOP = ", ".join(f"layer.{layer}.attention.self.{name}" for layer in (4, 5) for name in ("query", "value"))
 WORK = (
@@ -188,9 +192,12 @@ def main(
     set_up(debug=False, threads=threads)
     console = Console()
     methods = list(METHODS)
-    for cell in cells(methods) if run else ():
-        if only in cell.label:
-            do(cell, runs, console)
+    chosen = [cell for cell in cells(methods) if only in cell.label]
+    with one_line_errors(debug=False):
+        if not chosen:
+            raise ConfigError(f"--only {only!r} is in no run's label; expected a part of one such as {EXAMPLE!r}.")
+    for cell in chosen if run else ():
+        do(cell, runs, console)
     write_page(methods, runs, PAGE)
 
 

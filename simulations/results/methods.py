@@ -26,6 +26,8 @@ from simulations.study.runs import run_missing, timed
 
 PAGE = ROOT / "docs" / "methods.md"
 COMMAND = "python -m simulations.results.methods"
+EXAMPLE = "banking77, 3 sites no DP fedit"
+"""A cell's name."""
 
 
 def main(
@@ -42,6 +44,8 @@ def main(
         if size not in SIZES:
             raise ConfigError(f"--size is {size!r}; expected one of {', '.join(SIZES)}.")
         chosen = [cell for cell in cells(size) if only in f"{cell.federation} {cell.privacy} {cell.method}"]
+        if not chosen:
+            raise ConfigError(f"--only {only!r} is in no cell's name; expected a part of one such as {EXAMPLE!r}.")
         if run:
             run_missing([cell.run(seed, runs) for seed in range(seeds) for cell in chosen], watching=timed, keep=True)
         if not only:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,8 @@ import client.training.features
 from common.config.run import RunConfig
 from common.errors import ConfigError
 from common.methods import METHODS
-from simulations.results.method_grid import FEDERATIONS, PRIVACIES, SIZES, Cell, cells
+from simulations.results import hostile, methods
+from simulations.results.method_grid import FEDERATIONS, PRIVACIES, ROOT, SIZES, Cell, cells
 from simulations.results.method_tables import Findings, is_personal, read_findings, tables
 from simulations.results.methods import COMMAND, PAGE
 from simulations.results.page import write_tables
@@ -124,3 +127,16 @@ def test_runs_on_the_same_rows_share_what_frozen_blocks_make_of_them(
             for folder in ("alone", "shared")
         )
         assert all(torch.equal(alone[name], shared[name]) for name in alone)
+
+
+@pytest.mark.parametrize("script", ["methods", "hostile"])
+def test_part_that_names_nothing_is_refused(script: str) -> None:
+    command = [sys.executable, "-m", f"simulations.results.{script}", "--only", "nothing"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--only 'nothing'" in done.stderr
+
+
+def test_examples_of_names_are_names() -> None:
+    assert any(f"{cell.federation} {cell.privacy} {cell.method}" == methods.EXAMPLE for cell in cells("capped"))
+    assert any(cell.label == hostile.EXAMPLE for cell in hostile.cells(METHODS))
