@@ -55,7 +55,7 @@ class Mutant:
     tests: tuple[str, ...]
 
 
-NOISE_LINE = "            noise = self._stream.normal(total.shape) * deviation"
+NOISE_LINE = "        noise *= self.noise_multiplier * self._clip.value"
 
 MUTANTS = (
     Mutant("no noise", STEP, NOISE_LINE, NOISE_LINE + " * 0.0", (NOISE_TEST,)),
