@@ -145,9 +145,10 @@ def stage_app(app: Path, staged: Path) -> None:
     except (OSError, KeyError, TypeError, ValueError):
         raise ConfigError(
             f"{app / PROJECT} does not say what is in a run's bundle (tool.flwr.app.fab-include); expected fedtune's "
-            "own. Install fedtune anew."
+            "own. Run the coordinator from a clone of the repository."
         ) from None
-    shutil.rmtree(staged, ignore_errors=True)
+    if staged.exists():
+        shutil.rmtree(staged)
     for file in {app / PROJECT, *(found for pattern in included for found in app.glob(pattern) if found.is_file())}:
         copied = staged / file.relative_to(app)
         copied.parent.mkdir(parents=True, exist_ok=True)

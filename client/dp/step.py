@@ -68,7 +68,7 @@ class _NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
     def add_noise(self) -> None:
         """Put the clipped sum plus noise of standard deviation σ C into ``grad``.
 
-        All of a step's noise is one draw: a draw for each small matrix takes twice as long.
+        All of a step's noise is one draw, since a draw for each small matrix costs more to start than to make.
         """
         totals = [parameter.summed_grad for parameter in self.params]
         noise = self._stream.normal((sum(total.numel() for total in totals),))

@@ -1,4 +1,4 @@
-"""A SuperNode asks for the next message soon after it had one, and seldom while nothing is going on.
+"""A SuperNode asks for the next message soon after it answered one, and seldom while nothing is going on.
 
 Flower's SuperNode sleeps 3 s whenever there is no message for it, and has no setting for that. In a run the next one is
 made while it sleeps: of a round without much training, that sleep is a large part. A site that has been quiet for a
@@ -16,11 +16,11 @@ from typing import Any
 PROMPT_S = 0.5
 """Most seconds between two questions for a message while a run is going on."""
 QUIET_S = 60.0
-"""Seconds since the last message after which no run is thought to be going on."""
+"""Seconds since the last answer after which no run is thought to be going on."""
 
 
 class PromptSleep:
-    """Sleeps as asked, but at most :data:`PROMPT_S` within :data:`QUIET_S` of the last message.
+    """Sleeps as asked, but at most :data:`PROMPT_S` within :data:`QUIET_S` of the last answer.
 
     Args:
         sleep: what sleeps, in seconds.
@@ -33,8 +33,8 @@ class PromptSleep:
         self._sleep, self._clock = sleep, clock
         self._last: float | None = None
 
-    def message_came(self) -> None:
-        """Note that there was a message now."""
+    def answered(self) -> None:
+        """Note that a message has been answered now, however long that took."""
         self._last = self._clock()
 
     def __call__(self, seconds: float) -> None:
@@ -46,13 +46,12 @@ class PromptSleep:
 def poll_promptly() -> None:
     """Have a SuperNode that is started in this process later sleep so."""
     loop: Any = import_module("flwr.supernode.start_client_internal")
-    pull, sleep = loop._pull_and_store_message, PromptSleep()
+    push, sleep = loop._push_messages, PromptSleep()
 
-    def pull_noted(**settings: Any) -> int | None:
-        run_id: int | None = pull(**settings)
-        if run_id is not None:
-            sleep.message_came()
-        return run_id
+    def push_noted(**settings: Any) -> None:
+        """Wait for the reply and send it, as Flower's does."""
+        push(**settings)
+        sleep.answered()
 
-    loop._pull_and_store_message = pull_noted
+    loop._push_messages = push_noted
     loop.time = SimpleNamespace(sleep=sleep)

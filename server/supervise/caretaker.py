@@ -128,7 +128,7 @@ class Caretaker:
         carried: dict[str, str | int] = {CONFIG_YAML: submission.config_yaml, RUN_NAME: place.name, RUN_FENCE: fence}
         try:
             run = self._flower.run(self._app, carried)
-        except RunError as error:
+        except FedtuneError as error:
             self._put_off(place, opened.model_copy(update={"fruitless": opened.fruitless + 1, "reason": str(error)}))
             raise
         runs = (*opened.flower_runs, run)

@@ -78,10 +78,10 @@ class StepWork:
     def noise(self) -> None:
         """What ``steps`` steps draw from the ChaCha20 stream and add, alone."""
         deviation = self._mechanism.noise_multiplier * self._mechanism.clip_norm
+        flat = torch.cat([parameter.detach().flatten() for parameter in self._parameters.values()])
         for _ in range(self._steps):
-            for parameter in self._parameters.values():
-                noise = self._noise.normal(parameter.shape) * deviation
-                parameter.detach() + noise.to(parameter.dtype).to(parameter.device)
+            noise = self._noise.normal(flat.shape) * deviation
+            flat + noise.to(flat.dtype).to(flat.device)
 
     def run(self, step: GradientStep) -> None:
         """Do the steps with ``step``."""

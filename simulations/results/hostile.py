@@ -192,13 +192,13 @@ def main(
     set_up(debug=False, threads=threads)
     console = Console()
     methods = list(METHODS)
-    chosen = [cell for cell in cells(methods) if only in cell.label]
     with one_line_errors(debug=False):
+        chosen = [cell for cell in cells(methods) if only in cell.label]
         if not chosen:
             raise ConfigError(f"--only {only!r} is in no run's label; expected a part of one such as {EXAMPLE!r}.")
-    for cell in chosen if run else ():
-        do(cell, runs, console)
-    write_page(methods, runs, PAGE)
+        for cell in chosen if run else ():
+            do(cell, runs, console)
+        write_page(methods, runs, PAGE)
 
 
 if __name__ == "__main__":

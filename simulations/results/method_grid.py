@@ -136,6 +136,11 @@ class Cell:
     privacy: str
     method: str
 
+    @property
+    def label(self) -> str:
+        """What the run is called."""
+        return f"{self.federation}, {self.method}, {self.privacy}"
+
     def config(self, seed: int) -> RunConfig:
         """Return its run config."""
         federation, size = FEDERATIONS[self.federation], SIZES[self.size]
@@ -150,9 +155,7 @@ class Cell:
         federation = FEDERATIONS[self.federation]
         protected = "none" if self.privacy == "no DP" else "eps6"
         name = f"{federation.config.removesuffix('-dp')}-{federation.sites}--{self.method}--{protected}--{seed}"
-        return PlannedRun(
-            f"{self.federation}, {self.method}, {self.privacy}", self.config(seed), runs / self.size / name
-        )
+        return PlannedRun(self.label, self.config(seed), runs / self.size / name)
 
 
 def cells(size: str) -> list[Cell]:

@@ -26,14 +26,14 @@ from simulations.study.runs import run_missing, timed
 
 PAGE = ROOT / "docs" / "methods.md"
 COMMAND = "python -m simulations.results.methods"
-EXAMPLE = "banking77, 3 sites no DP fedit"
-"""A cell's name."""
+EXAMPLE = "banking77, 3 sites, fedit, no DP"
+"""A cell's label."""
 
 
 def main(
     size: Annotated[str, typer.Option(help="capped or full.")] = "capped",
     seeds: Annotated[int, typer.Option(min=1, max=10, help="Seeds a cell, from 0.")] = 3,
-    only: Annotated[str, typer.Option(help="Only cells whose name contains this; then no table is written.")] = "",
+    only: Annotated[str, typer.Option(help="Only cells whose label contains this; then no table is written.")] = "",
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
     run: Annotated[bool, typer.Option(help="Run what is missing before writing the tables.")] = True,
     runs: Annotated[Path, typer.Option(help="Where run folders lie.")] = RUNS,
@@ -43,9 +43,9 @@ def main(
     with one_line_errors(debug=False):
         if size not in SIZES:
             raise ConfigError(f"--size is {size!r}; expected one of {', '.join(SIZES)}.")
-        chosen = [cell for cell in cells(size) if only in f"{cell.federation} {cell.privacy} {cell.method}"]
+        chosen = [cell for cell in cells(size) if only in cell.label]
         if not chosen:
-            raise ConfigError(f"--only {only!r} is in no cell's name; expected a part of one such as {EXAMPLE!r}.")
+            raise ConfigError(f"--only {only!r} is in no cell's label; expected a part of one such as {EXAMPLE!r}.")
         if run:
             run_missing([cell.run(seed, runs) for seed in range(seeds) for cell in chosen], watching=timed, keep=True)
         if not only:

@@ -24,17 +24,17 @@ class _Time:
         return self.now
 
 
-def test_sleeps_are_short_for_a_while_after_a_message_and_flowers_else() -> None:
+def test_sleeps_are_short_for_a_while_after_an_answer_and_flowers_else() -> None:
     passing = _Time()
     sleep = PromptSleep(passing.sleep, passing.clock)
     sleep(3.0)
-    sleep.message_came()
+    sleep.answered()
     came = passing.now
     while passing.slept[-1] != 3.0 or len(passing.slept) == 1:
         sleep(3.0)
     assert set(passing.slept[1:-1]) == {PROMPT_S}
     assert came + QUIET_S <= passing.now - 3.0 < came + QUIET_S + 2 * PROMPT_S
-    sleep.message_came()
+    sleep.answered()
     sleep(PROMPT_S / 5)
     assert passing.slept[-1] == PROMPT_S / 5
 
@@ -47,14 +47,16 @@ def loop() -> Iterator[Any]:
     vars(module).update(before)
 
 
-def test_flowers_loop_asks_again_soon_after_a_message(loop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert {"time", "sleep", "_pull_and_store_message"} <= set(loop.start_client_internal.__code__.co_names)
-    slept: list[float] = []
-    monkeypatch.setattr("client.supervise.prompt_polls.PromptSleep", lambda: PromptSleep(slept.append))
-    answers = iter([None, 7, None])
-    loop._pull_and_store_message = lambda **settings: next(answers)
+def test_flowers_loop_asks_again_soon_after_an_answer_that_took_long(
+    loop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {"time", "sleep", "_push_messages"} <= set(loop.start_client_internal.__code__.co_names)
+    passing = _Time()
+    sleeper = PromptSleep(passing.sleep, passing.clock)
+    monkeypatch.setattr("client.supervise.prompt_polls.PromptSleep", lambda: sleeper)
+    loop._push_messages = lambda **settings: passing.sleep(10 * QUIET_S)
     poll_promptly()
-    for expected in (None, 7, None):
-        assert loop._pull_and_store_message(state=None) == expected
-        loop.time.sleep(3)
-    assert slept == [3, PROMPT_S, PROMPT_S]
+    loop.time.sleep(3)
+    loop._push_messages(state=None)
+    loop.time.sleep(3)
+    assert passing.slept == [3, 10 * QUIET_S, PROMPT_S]
