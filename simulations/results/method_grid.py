@@ -127,6 +127,14 @@ ORDER = tuple(sorted(METHODS, key=lambda name: METHODS[name].core))
 """Methods with a core last: they have a model of their own, and the one in memory is used by all others first."""
 
 
+RATES = (0.33, 0.58, 1.0, 1.73)
+"""Powers of the square root of 3: rows of FedSVD's A have length 1, those of an A drawn as FFA-LoRA's is 1 / √3."""
+
+RATED_METHODS = ("ffa_lora", "fedsvd")
+RATED_FEDERATIONS = tuple(name for name in FEDERATIONS if name in ("product reviews, 14 sites", "banking77, 3 sites"))
+"""Where something is learnt at ε = 6."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One run of the grid, but for its seed."""
@@ -135,11 +143,13 @@ class Cell:
     federation: str
     privacy: str
     method: str
+    rate: float = 1.0
+    """Times the learning rate of its size, the head's apart."""
 
     @property
     def label(self) -> str:
         """What the run is called."""
-        return f"{self.federation}, {self.method}, {self.privacy}"
+        return f"{self.federation}, {self.method}, {self.privacy}" + ("" if self.rate == 1 else f", rate x {self.rate}")
 
     def config(self, seed: int) -> RunConfig:
         """Return its run config."""
@@ -148,21 +158,37 @@ class Cell:
             f"seed={seed}", PRIVACIES[self.privacy], f"aggregation.method={self.method}", *size.common,
             *size.training[federation.config, self.privacy], *federation.overrides,
         ]  # fmt: skip
-        return load_run_config(ROOT / "configs" / f"{federation.config}.yaml", overrides)
+        path = ROOT / "configs" / f"{federation.config}.yaml"
+        config = load_run_config(path, overrides)
+        if self.rate == 1:
+            return config
+        return load_run_config(path, [*overrides, f"training.lr={self.rate * config.training.lr:g}"])
 
     def run(self, seed: int, runs: Path) -> PlannedRun:
         """Return the run, in a folder of its own under ``runs``."""
         federation = FEDERATIONS[self.federation]
         protected = "none" if self.privacy == "no DP" else "eps6"
         name = f"{federation.config.removesuffix('-dp')}-{federation.sites}--{self.method}--{protected}--{seed}"
+        name += "" if self.rate == 1 else f"--x{self.rate}"
         return PlannedRun(self.label, self.config(seed), runs / self.size / name)
 
 
 def cells(size: str) -> list[Cell]:
-    """Return the cells of a size, those of one federation together."""
-    return [
+    """Return the cells of a size, those of one federation together; those of :data:`RATES` come last."""
+    grid = [
         Cell(size, federation, privacy, method)
         for federation in FEDERATIONS
         for method in ORDER
         for privacy in PRIVACIES
+    ]
+    return [*grid, *(cell for cell in rated_cells(size) if cell.rate != 1)]
+
+
+def rated_cells(size: str) -> list[Cell]:
+    """Return the cells that compare :data:`RATED_METHODS` at every rate, those of one federation together."""
+    return [
+        Cell(size, federation, "ε = 6", method, rate)
+        for federation in RATED_FEDERATIONS
+        for method in RATED_METHODS
+        for rate in RATES
     ]

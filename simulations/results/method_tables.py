@@ -13,7 +13,7 @@ from common.errors import ConfigError
 from common.methods import METHODS
 from common.run_folder import RunFolder
 from common.tasks.catalog import TASKS
-from simulations.results.method_grid import FEDERATIONS, PRIVACIES, Cell
+from simulations.results.method_grid import FEDERATIONS, PRIVACIES, RATED_FEDERATIONS, RATED_METHODS, RATES, Cell
 from simulations.results.page import markdown
 from simulations.study.curves import Point, curve
 from simulations.study.intervals import over_seeds
@@ -22,8 +22,12 @@ from simulations.study.shown import NOTHING, mean_and_half, signed_interval
 SHARE_OF_BEST = 0.9
 """The target of a federation and privacy: this share of the best mean accuracy of an adapter for all sites there."""
 
-PAIRS: tuple[tuple[str, str, str], ...] = (("no DP", "rolora", "fedit"), ("ε = 6", "fedsvd", "ffa_lora"))
-"""Differences that are shown, first method minus second, by privacy."""
+PAIRS: tuple[tuple[str, str, float, str], ...] = (
+    ("no DP", "rolora", 1.0, "fedit"),
+    ("ε = 6", "fedsvd", 1.0, "ffa_lora"),
+    ("ε = 6", "fedsvd", 0.58, "ffa_lora"),
+)
+"""Differences that are shown, first method, with the factor on its rate, minus second, by privacy."""
 
 Curves = Mapping[Cell, Mapping[int, Sequence[Point]]]
 
@@ -101,15 +105,37 @@ def tables(findings: Findings) -> dict[str, str]:
         written[f"{size}-accuracy-{word}"] = _accuracy(findings, privacy)
         written[f"{size}-bytes-{word}"] = _bytes(findings, privacy)
     written[f"{size}-pairs"] = _pairs(findings)
+    written[f"{size}-rates"] = _rates(findings)
     return written
 
 
 def _accuracy(findings: Findings, privacy: str) -> str:
     def cell(federation: str, method: str) -> str:
-        found = findings.final(Cell(findings.size, federation, privacy, method))
-        return f"{mean_and_half(over_seeds(list(found.values())))} ({len(found)})" if found else NOTHING
+        return _final(findings, Cell(findings.size, federation, privacy, method))
 
     return _grid(f"accuracy (%), {privacy}", {}, cell)
+
+
+def _final(findings: Findings, cell: Cell) -> str:
+    found = findings.final(cell)
+    return f"{mean_and_half(over_seeds(list(found.values())))} ({len(found)})" if found else NOTHING
+
+
+def _times(rate: float) -> str:
+    return "" if rate == 1 else f", rate x {rate},"
+
+
+def _rates(findings: Findings) -> str:
+    columns = [(federation, method) for federation in RATED_FEDERATIONS for method in RATED_METHODS]
+    head = ["accuracy (%), ε = 6", *(f"{federation}, `{method}`" for federation, method in columns)]
+    body = [
+        [
+            f"rate x {rate}",
+            *(_final(findings, Cell(findings.size, name, "ε = 6", method, rate)) for name, method in columns),
+        ]
+        for rate in RATES
+    ]
+    return markdown([head, *body])
 
 
 def _bytes(findings: Findings, privacy: str) -> str:
@@ -138,11 +164,12 @@ def _grid(corner: str, notes: Mapping[str, str], cell: Callable[[str, str], str]
 
 def _pairs(findings: Findings) -> str:
     body = []
-    for privacy, first, second in PAIRS:
+    for privacy, first, rate, second in PAIRS:
         differences = []
         for federation in FEDERATIONS:
-            one, other = (findings.final(Cell(findings.size, federation, privacy, name)) for name in (first, second))
+            one = findings.final(Cell(findings.size, federation, privacy, first, rate))
+            other = findings.final(Cell(findings.size, federation, privacy, second))
             paired = [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
             differences.append(f"{signed_interval(over_seeds(paired))} ({len(paired)})" if paired else NOTHING)
-        body.append([f"`{first}` - `{second}`, {privacy}", *differences])
+        body.append([f"`{first}`{_times(rate)} - `{second}`, {privacy}", *differences])
     return markdown([["points of accuracy, paired by seed", *FEDERATIONS], *body])

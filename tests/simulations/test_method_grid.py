@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,18 @@ from common.config.run import RunConfig
 from common.errors import ConfigError
 from common.methods import METHODS
 from simulations.results import hostile, methods
-from simulations.results.method_grid import FEDERATIONS, PRIVACIES, ROOT, SIZES, Cell, cells
+from simulations.results.method_grid import (
+    FEDERATIONS,
+    PRIVACIES,
+    RATED_FEDERATIONS,
+    RATED_METHODS,
+    RATES,
+    ROOT,
+    SIZES,
+    Cell,
+    cells,
+    rated_cells,
+)
 from simulations.results.method_tables import Findings, is_personal, read_findings, tables
 from simulations.results.methods import COMMAND, PAGE
 from simulations.results.page import write_tables
@@ -30,7 +42,8 @@ FIRST = next(iter(FEDERATIONS))
 @pytest.mark.parametrize("size", SIZES)
 def test_every_cell_is_a_config_of_its_method_and_privacy(size: str, tmp_path: Path) -> None:
     found = cells(size)
-    assert len(found) == len(FEDERATIONS) * len(PRIVACIES) * len(METHODS)
+    rated = [cell for cell in found if cell.rate != 1]
+    assert len(found) - len(rated) == len(FEDERATIONS) * len(PRIVACIES) * len(METHODS)
     folders = set()
     for cell in found:
         run = cell.run(1, tmp_path)
@@ -39,6 +52,16 @@ def test_every_cell_is_a_config_of_its_method_and_privacy(size: str, tmp_path: P
         assert (run.config.privacy.unit == "none") == (cell.privacy == "no DP")
         assert run.config.adapter.rank == 4
     assert len(folders) == len(found)
+
+
+def test_rates_are_those_of_the_grid_times_a_factor_but_for_the_head() -> None:
+    rated = rated_cells("capped")
+    assert len(rated) == len(RATED_METHODS) * len(RATED_FEDERATIONS) * len(RATES)
+    assert set(rated) <= set(cells("capped"))
+    for cell in rated:
+        own, grid = (each.config(0).training for each in (cell, replace(cell, rate=1.0)))
+        assert own.lr == pytest.approx(cell.rate * grid.lr, rel=1e-5)
+        assert own.model_copy(update={"lr": grid.lr}) == grid
 
 
 def test_federations_of_one_data_set_share_their_rows_between_methods(tmp_path: Path) -> None:
@@ -56,12 +79,14 @@ def findings() -> Findings:
         return [point(0, 0.1, 0.0), point(1, last / 2, 1.0), point(2, last, 2.0)]
 
     accuracies = {"fedit": (0.5, 0.4), "rolora": (0.6, 0.6), "fedsa_lora": (0.9, 0.9)}
+    slower = Cell("capped", RATED_FEDERATIONS[-1], "ε = 6", "fedsvd", RATES[0])
     return Findings(
         "capped",
         {
             Cell("capped", FIRST, "no DP", method): {seed: course(value) for seed, value in enumerate(values)}
             for method, values in accuracies.items()
-        },
+        }
+        | {slower: {0: course(0.6), 1: course(0.62)}},
     )
 
 
@@ -76,6 +101,9 @@ def test_tables_show_means_targets_bytes_and_pairs() -> None:
     assert "| 2.00 (2 of 2) |" in reached["`rolora`"]
     assert "not reached (0 of 2)" in reached["`fedit`"]
     assert "| `rolora` - `fedit`, no DP | +15.0 [-48.5, +78.5] (2) |" in written["capped-pairs"]
+    rates = written["capped-rates"].splitlines()
+    assert len(rates) == 2 + len(RATES)
+    assert rates[2] == "| rate x 0.33 | - | - | - | 61.0 ± 12.7 (2) |"
     assert is_personal("fedsa_lora")
     assert sum(map(is_personal, METHODS)) == 1
 
