@@ -21,8 +21,8 @@ from client.supervise.components import (
     executor_command,
     supernode_command,
 )
+from client.supervise.folders import ledger_folder
 from common.atomic import write_atomic
-from common.errors import ConfigError
 from common.kit import Kit
 
 DEFAULT_USERS = Users(agent="fedtune-agent", supernode="fedtune-node", executor="fedtune-executor")
@@ -76,31 +76,21 @@ def units_of(places: Places, site_config: SiteConfig, kit: Kit, name: str) -> Un
         name: short name of the site in unit and folder names.
 
     Raises:
-        ConfigError: for a ledger beside the site config.
+        ConfigError: for a ledger in a folder that is not the site's to give to the agent's user.
     """
     users = site_config.users or DEFAULT_USERS
     port = site_config.runtime_port or RUNTIME_PORT
     run = f"fedtune-{name}"
     socket = Path(site_config.socket) if site_config.socket else Path("/run") / run / "agent.sock"
     secret = places.keys_for_systemd
-    ledger = Path(site_config.ledger).parent
-    if ledger == places.folder:
-        raise ConfigError(
-            f"ledger {site_config.ledger} is in the site's own folder, which the agent's user must not own; expected a "
-            "folder for it alone. Move it (with its -personal file) and name the new place in the site config."
-        )
-    agent = (
-        f"RuntimeDirectory={run}\nRuntimeDirectoryMode=2750\nReadWritePaths={ledger}\n"
-        f"InaccessiblePaths=-{places.private_key.parent}\n"
-    )
+    ledger = ledger_folder(places, site_config, users)
+    keys = f"InaccessiblePaths={_word(f'-{places.private_key.parent}')}\n"
+    agent = f"RuntimeDirectory={run}\nRuntimeDirectoryMode=2750\nReadWritePaths={_word(str(ledger))}\n{keys}"
     supernode = (
-        f"LoadCredential=site.key:{places.private_key}\nLoadCredential=secret:{secret}\n"
+        f"LoadCredential=site.key:{_percent(places.private_key)}\nLoadCredential=secret:{_percent(secret)}\n"
         f"StateDirectory={run}-node\n{_hidden(site_config)}"
     )
-    executor = (
-        f"LoadCredential=secret:{secret}\nStateDirectory={run}-executor\n{_hidden(site_config)}"
-        f"InaccessiblePaths=-{places.private_key.parent}\n"
-    )
+    executor = f"LoadCredential=secret:{_percent(secret)}\nStateDirectory={run}-executor\n{_hidden(site_config)}{keys}"
     ca_certificate = Path("/etc/fedtune") / f"{name}-ca.crt"
     node = supernode_command(
         kit, f"{_CREDENTIALS}/site.key", ca_certificate, f"{_CREDENTIALS}/secret", socket, port
@@ -115,7 +105,7 @@ def units_of(places: Places, site_config: SiteConfig, kit: Kit, name: str) -> Un
     }  # fmt: skip
     files = {
         f"{run}-{part}.service": _UNIT.format(
-            site=site_config.name.replace("%", "%%"), name=part, user=user, group=group, own=own,
+            site=_percent(site_config.name), name=part, user=user, group=group, own=own,
             command=_quoted(command), settings=_settings(part, home), restart_s=5, more="",
         )
         for part, (user, group, command, own, home) in parts.items()
@@ -126,7 +116,8 @@ def units_of(places: Places, site_config: SiteConfig, kit: Kit, name: str) -> Un
         "install -d -m 755 /etc/fedtune",
         f"install -m 644 {shlex.quote(str(places.ca_certificate))} {ca_certificate}",
         f"chown root: {shlex.quote(str(places.private_key))} {shlex.quote(str(secret))}",
-        f"chown -R {users.agent}: {_shell(places.site_config)} {_shell(site_config.data)} {_shell(ledger)}",
+        f"chown {users.agent}: {_shell(places.site_config)} {_shell(site_config.data)} {_shell(ledger)} "
+        f"{_shell(site_config.ledger)}*",
         f"chmod 600 {_shell(places.site_config)} {_shell(site_config.data)} {_shell(site_config.ledger)}",
         "install -m 644 *.service /etc/systemd/system/",
         f"systemctl daemon-reload && systemctl enable --now {services}",
@@ -137,7 +128,7 @@ def units_of(places: Places, site_config: SiteConfig, kit: Kit, name: str) -> Un
 
 def _hidden(site_config: SiteConfig) -> str:
     """What the other two services must not see, whatever its permissions."""
-    return "".join(f"InaccessiblePaths=-{path}\n" for path in (site_config.data, site_config.ledger))
+    return "".join(f"InaccessiblePaths={_word(f'-{path}')}\n" for path in (site_config.data, site_config.ledger))
 
 
 def _settings(component: str, home: str) -> str:
@@ -151,8 +142,13 @@ def _quoted(command: tuple[str, ...]) -> str:
 
 def _word(text: str) -> str:
     """A word as systemd reads it: in quotes, with its own signs doubled."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    escaped = _percent(text).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
+
+
+def _percent(text: object) -> str:
+    """A text as systemd reads it where it takes no quotes, the path of LoadCredential for one."""
+    return str(text).replace("%", "%%")
 
 
 def _shell(path: object) -> str:

@@ -175,7 +175,7 @@ def test_systemd_units_are_taken_by_systemd(site: Path, tmp_path: Path) -> None:
     assert "useradd" in shown
     executor = next(unit for unit in units if "executor" in unit.name).read_text()
     own = load_site_config(site)
-    assert f"InaccessiblePaths=-{own.data}" in executor
+    assert f'InaccessiblePaths="-{own.data}"' in executor
     assert "site.key" not in executor
     if shutil.which("systemd-analyze") is None:
         pytest.skip("no systemd-analyze")

@@ -18,7 +18,9 @@ from client.keys import make_key
 from client.places import Places
 from client.site_config import SiteConfig, Users
 from client.supervise.components import write_files
+from client.supervise.folders import ledger_files
 from client.supervise.users import hand_over
+from common.errors import ConfigError
 from tests.federation_keys import unsigned_kit
 
 USERS = Users(agent="daemon", supernode="games", executor="nobody")
@@ -128,3 +130,56 @@ def test_secret_is_made_for_its_owner_alone_and_a_link_put_in_its_place_is_not_f
     assert (victim.stat().st_mode & 0o777, victim.read_text()) == (0o644, "kept")
     write_files(places, unsigned_kit())  # with the link there from the start
     assert (victim.stat().st_mode & 0o777, victim.read_text()) == (0o644, "kept")
+
+
+def owners(folder: Path) -> dict[Path, tuple[int, int, int]]:
+    return {path: (s.st_uid, s.st_gid, s.st_mode) for path in (folder, *folder.rglob("*")) for s in [path.lstat()]}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ledger": "ledger.db"},
+        {"ledger": "shared/ledger.db"},
+        {"socket": "agent.sock"},
+        {"socket": "shared/agent.sock"},
+        {"socket": "sticky/agent.sock"},
+    ],
+)
+def test_folder_that_is_not_the_sites_own_is_refused_before_anything_is_changed(
+    site: tuple[Places, SiteConfig], changes: dict[str, str]
+) -> None:
+    places, config = site
+    for name in ("shared", "sticky"):
+        (places.folder / name).mkdir()
+    (places.folder / "sticky").chmod(0o1777)
+    (places.folder / "shared" / "of somebody else").write_text("kept")
+    shutil.rmtree(places.state / "run")
+    os.chown(places.private_key, 0, 0)
+    os.chown(places.own_folder("agent"), 0, 0)
+    before = owners(places.folder)
+    other = config.model_copy(update={key: str(places.folder / path) for key, path in changes.items()})
+    with pytest.raises(ConfigError, match="expected a folder for it alone"):
+        hand_over(places, other)
+    assert owners(places.folder) == before
+
+
+def test_ledgers_files_are_handed_over_by_name(site: tuple[Places, SiteConfig]) -> None:
+    places, config = site
+    folder, agent = places.folder / "ledger", pwd.getpwnam(USERS.agent).pw_uid
+    for name in (*ledger_files(config), "of somebody else"):
+        (folder / name).write_text("private")
+        os.chown(folder / name, 0, 0)
+    (places.state / "run" / "agent.lock").write_text("")
+    hand_over(places, config)
+    theirs = {path.name for path in folder.iterdir() if path.stat().st_uid == agent}
+    assert theirs == set(ledger_files(config))
+    assert (places.state / "run" / "agent.lock").stat().st_uid == agent
+    assert places.socket(config).parent.stat().st_mode & 0o7777 == 0o2750
+
+
+def test_agents_user_can_write_the_ledger_and_beside_it(site: tuple[Places, SiteConfig]) -> None:
+    _, config = site
+    write = "import sys; [open(sys.argv[1] + end, 'ab').write(b'x') for end in ('', '-journal', '-personal')]"
+    assert as_user(USERS.agent, write, Path(config.ledger))
+    assert not as_user(USERS.executor, write, Path(config.ledger))
