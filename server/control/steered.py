@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field, ValidationError
 
 from common.atomic import write_atomic
+from common.config.federation import FederationConfig
 from common.config.run import RunConfig
 from common.config.section import Section
 from common.config.yaml_text import parse_value
 from common.errors import ConfigError, RunError
+from server.aggregation.robust import expect_enough_sites
+from server.cohort import number_closing
 from server.control.board import Board
 from server.steering import Steering
 
@@ -137,13 +140,6 @@ class Steered(Steering):
         value = None if text.strip() == AS_CONFIGURED else parse_value(text)
         if key == "round_timeout_s" and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
-        if key == "sites_per_round" and self._config.privacy.unit == "site":
-            raise ConfigError(
-                "sites_per_round is part of the mechanism of privacy.unit 'site'; expected no change. Start a new run."
-            )
-        least = self._config.federation.min_sites
-        if key == "sites_per_round" and isinstance(value, int) and value < least:
-            raise ConfigError(f"sites_per_round {value} is below min_sites {least}; expected at least as many.")
         self._change(**{key: value})
 
     def _change(self, **changes: object) -> None:
@@ -154,10 +150,42 @@ class Steered(Steering):
                 found = error.errors(include_url=False)[0]
                 rule = found["msg"].removeprefix("Input should be ")
                 raise ConfigError(f"{found['loc'][0]} is {found['input']!r}; expected {rule}.") from None
+            if "sites_per_round" in changes:
+                _expect_askable(self._config, fresh.sites_per_round)
             write_atomic(self._file, (fresh.model_dump_json(indent=2) + "\n").encode())
             self._settings = fresh
             self._changed.notify_all()
         self._board.touch()
+
+
+def _expect_askable(config: RunConfig, sites: int | None) -> None:
+    """Check that the rounds of a run could ask another number of sites, and be complete.
+
+    Args:
+        config: the run config.
+        sites: to ask, before over-selection; None for as many as the run config says.
+
+    Raises:
+        ConfigError: under site-level privacy, or for a number that the run config itself could not have.
+    """
+    if config.privacy.site_level_settings is not None:
+        raise ConfigError(
+            "sites_per_round is part of the mechanism of site-level privacy; expected no change. Start a new run."
+        )
+    if sites is None:
+        return
+    robust = config.aggregation.robust
+    try:
+        federation = FederationConfig.model_validate({**config.federation.model_dump(), "sites_per_round": sites})
+        changed = RunConfig.model_validate({**dict(config), "federation": federation})
+        if robust != "none":
+            counted = number_closing(changed) or sites
+            expect_enough_sites(robust, config.aggregation.robust_sites, counted, "a round")
+    except ValidationError as error:
+        reason = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"sites_per_round cannot be {sites} in this run: {reason}. Set another number.") from None
+    except RunError as error:
+        raise ConfigError(f"sites_per_round cannot be {sites} in this run: {error}") from None
 
 
 def _read(file: Path) -> Settings:
