@@ -66,8 +66,8 @@ class ServerConfig(Section):
     superlink_port: Port = 8000
     """Port of the SuperLink, on the loopback address only."""
     control_port: Port | None = None
-    """Port of the control service on the loopback address with mutual TLS, for one run at a time; a unix socket if not
-    given."""
+    """Port of the control service on the loopback address with mutual TLS, beside each run's unix socket; the run that
+    began first has it."""
     device: str = "auto"
     """Device of the coordinator's own base model: auto, cpu, cuda, cuda:N or mps."""
     limits: LimitsConfig = LimitsConfig()

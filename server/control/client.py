@@ -10,6 +10,7 @@ import grpc
 
 from common.control import control_pb2, control_pb2_grpc
 from common.errors import ConfigError, RunError
+from server.control.addressee import addressed_to
 from server.run_place import RunPlace
 from server.server_config import ServerConfig
 from server.state_folder import StateFolder
@@ -21,15 +22,16 @@ View = dict[str, Any]
 
 
 class ControlClient:
-    """Calls to the ServerApp of one run.
+    """Calls to the ServerApp of one run: another run's does nothing and says which it is.
 
     Args:
         channel: to it.
-        run: its name, for errors.
+        run: its name.
+        tcp: whether the channel is TCP, which the ServerApp may be without.
     """
 
-    def __init__(self, channel: grpc.Channel, run: str) -> None:
-        self._stub, self._run = control_pb2_grpc.ControlStub(channel), run
+    def __init__(self, channel: grpc.Channel, run: str, *, tcp: bool = False) -> None:
+        self._stub, self._run, self._tcp = control_pb2_grpc.ControlStub(channel), run, tcp
 
     def status(self) -> View:
         """Return where the run stands."""
@@ -56,25 +58,28 @@ class ControlClient:
 
         Raises:
             RunError: if the ServerApp is lost on the way.
+            ConfigError: if another run's answers.
         """
         try:
-            for view in self._stub.Watch(control_pb2.WatchRequest()):
+            for view in self._stub.Watch(control_pb2.WatchRequest(), metadata=addressed_to(self._run)):
                 yield as_values(view)
         except grpc.RpcError as error:
             raise self._explained(error) from None
 
     def _call(self, method: str, request: Any) -> View:
         try:
-            return as_values(getattr(self._stub, method)(request, timeout=CALL_S))
+            call = getattr(self._stub, method)
+            return as_values(call(request, timeout=CALL_S, metadata=addressed_to(self._run)))
         except grpc.RpcError as error:
             raise self._explained(error) from None
 
     def _explained(self, error: grpc.RpcError) -> ConfigError | RunError:
-        if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+        if error.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION):
             return ConfigError(str(error.details()))
+        alone = ", or answer on its unix socket alone: leave out --tcp" if self._tcp else ": see fedtune-server status"
         return RunError(
             f"the ServerApp of run {self._run!r} does not answer ({error.code().name.lower()}); expected it to. It may "
-            "be starting or ending: see fedtune-server status."
+            f"be starting or ending{alone}."
         )
 
 
@@ -107,7 +112,7 @@ def connected(
         credentials = operator_credentials(state)
         channel = grpc.secure_channel(f"127.0.0.1:{config.control_port}", credentials)
     with channel:
-        yield ControlClient(channel, place.name)
+        yield ControlClient(channel, place.name, tcp=tcp)
 
 
 def operator_credentials(state: StateFolder) -> grpc.ChannelCredentials:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
+import socket
 import time
 from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -14,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 
 from common.control import control_pb2, control_pb2_grpc
 from common.errors import ConfigError, RunError
+from server.control.addressee import misaddressed
 from server.control.board import Board, Standing
 from server.control.steered import Steered
 
@@ -25,6 +30,9 @@ TICK_S = 1.0
 LEAST_S = 0.1
 """Least between two views."""
 GRACE_S = 2.0
+LOOPBACK = "127.0.0.1"
+
+logger = logging.getLogger(__name__)
 
 
 class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
@@ -39,6 +47,11 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
     def __init__(self, board: Board, steered: Steered, configured: tuple[float, int]) -> None:
         self._board, self._steered = board, steered
         self._timeout_s, self._sites_per_round = configured
+
+    @property
+    def run(self) -> str:
+        """Name of the run."""
+        return self._board.read()[1].run
 
     def Status(self, request: control_pb2.StatusRequest, context: grpc.ServicerContext) -> control_pb2.RunView:  # noqa: N802, D102
         return self._view(self._board.read()[1])
@@ -94,8 +107,29 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
         )  # fmt: skip
 
 
+class _ForThisRun(grpc.ServerInterceptor):  # type: ignore[misc]
+    """Refuses calls that are for another run, before anything is done for them."""
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Pass on, or refuse."""
+        reason = misaddressed(self._run, handler_call_details.invocation_metadata)
+        if reason is None:
+            return continuation(handler_call_details)
+
+        def refuse(request: bytes, context: grpc.ServicerContext) -> None:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, reason)
+
+        return grpc.unary_unary_rpc_method_handler(refuse)
+
+
 def _server(service: ControlService) -> tuple[grpc.Server, health.HealthServicer]:
-    server = grpc.server(futures.ThreadPoolExecutor(WATCHERS), options=[("grpc.so_reuseport", 0)])
+    server = grpc.server(
+        futures.ThreadPoolExecutor(WATCHERS), options=[("grpc.so_reuseport", 0)],
+        interceptors=(_ForThisRun(service.run),),
+    )  # fmt: skip
     control_pb2_grpc.add_ControlServicer_to_server(service, server)
     healthy = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
@@ -107,37 +141,62 @@ def _server(service: ControlService) -> tuple[grpc.Server, health.HealthServicer
 
 @contextlib.contextmanager
 def served(
-    service: ControlService, socket: Path, tcp: tuple[int, grpc.ServerCredentials] | None = None
+    service: ControlService, path: Path, tcp: tuple[int, grpc.ServerCredentials] | None = None
 ) -> Iterator[None]:
     """Serve on a unix socket that its owner alone may open, and on TCP where asked, until the context ends.
+
+    Where another run has the TCP port, the unix socket is all, and the log says so: no run waits for another's end.
 
     Those who watch get what was set last: say how the run ended before the context ends.
 
     Args:
         service: what answers.
-        socket: path of the socket; what stands there is replaced.
+        path: of the socket; what stands there is replaced.
         tcp: port on the loopback address, and credentials that ask the other side for a certificate.
 
     Raises:
         RunError: if it cannot listen.
     """
-    socket.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
     server, healthy = _server(service)
     try:
-        server.add_insecure_port(f"unix:{socket}")
-        if tcp is not None:
-            server.add_secure_port(f"127.0.0.1:{tcp[0]}", tcp[1])
+        server.add_insecure_port(f"unix:{path}")
     except RuntimeError:
-        place = f"port {tcp[0]}" if tcp is not None else str(socket)
-        raise RunError(f"the control service cannot listen on {place}; expected it to be free.") from None
-    socket.chmod(0o600)
+        raise RunError(f"the control service cannot listen on {path}; expected it to be free.") from None
+    path.chmod(0o600)
+    if tcp is not None:
+        _listen_on_tcp(server, *tcp)
     server.start()
     try:
         yield
     finally:
         healthy.enter_graceful_shutdown()
         server.stop(GRACE_S).wait()
-        socket.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+
+
+def _listen_on_tcp(server: grpc.Server, port: int, credentials: grpc.ServerCredentials) -> None:
+    try:
+        server.add_secure_port(f"{LOOPBACK}:{port}", credentials)
+    except RuntimeError:
+        if not _is_taken(port):
+            raise RunError(
+                f"the control service cannot listen on port {port}; expected one that its user may open, and sound "
+                "certificates. Correct control_port in server.yaml, or run fedtune-server renew."
+            ) from None
+        logger.warning(
+            "control_port %d is taken, as by a run that began before: this one answers on its unix socket alone.", port
+        )
+
+
+def _is_taken(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC binds: a closed connection is no hold
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
 
 
 def mutual_tls(authority: Path, certificate: Path, key: Path) -> grpc.ServerCredentials:
