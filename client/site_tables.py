@@ -35,13 +35,15 @@ def status_tables(values: dict[str, Any]) -> Iterator[Table | str]:
         yield f"{values['site']}: nothing started with up runs here."
     else:
         table = Table(title=f"{values['site']}: up, process {running.get('pid')}", title_justify="left")
-        for column in ("component", "process", "user", "starts", "last exit", ""):
+        for column in ("component", "process", "user", "starts", "last exit"):
             table.add_column(column)
         for name, part in running.get("components", {}).items():
-            said = "" if part["refusal"] is None else f"no connection to the coordinator: {escape(part['refusal'])}"
-            cells = (name, part["pid"] or "waiting", part["user"] or "-", part["starts"], part["last_exit"], said)
+            cells = (name, part["pid"] or "waiting", part["user"] or "-", part["starts"], part["last_exit"])
             table.add_row(*("-" if cell is None else str(cell) for cell in cells))
         yield table
+        connection = values["connection"]
+        remedy = "" if connection["state"] != "not connected" else "; fedtune-client check looks for the cause"
+        yield f"coordinator: {connection['state']}, {connection['said']}{remedy}"
     if agent is None:
         yield "The agent does not answer."
     else:

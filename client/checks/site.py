@@ -15,6 +15,7 @@ from client.places import Places
 from client.policy.section import Policy
 from client.site import read_site_rows
 from client.site_config import SiteConfig
+from client.supervise.connection import connection_of
 from client.supervise.running import what_runs
 from common.config.run import RunConfig
 from common.errors import FedtuneError
@@ -85,11 +86,16 @@ def _key(places: Places) -> str:
 
 def _registered(places: Places) -> Finding:
     """Whether the coordinator knows the key: only a SuperNode that runs can tell, since Flower has no harmless call."""
-    what, running = _AT_COORDINATOR, what_runs(places)
-    node = (running or {}).get("components", {}).get("supernode")
-    if not node:
+    what, connection = _AT_COORDINATOR, connection_of(places, what_runs(places))
+    if connection is None:
         return Finding(what, "note", "not known before the site runs", "fedtune-client up, then fedtune-client status.")
-    if node["refusal"] is not None:
-        remedy = f"Where TLS passes: send {places.public_key} to the coordinator, who enrols it under the site's name."
-        return Finding(what, "fail", f"the SuperNode gets no connection: {node['refusal']}", remedy)
-    return Finding(what, "pass", "the SuperNode runs and is connected")
+    found = f"{connection.state}: {connection.said}"
+    if connection.state == "connected":
+        return Finding(what, "pass", found)
+    if connection.state == "connecting":
+        return Finding(what, "note", found, "Ask fedtune-client status in half a minute.")
+    remedy = (
+        "Where TLS passes: fedtune-client logs supernode. Where the coordinator does not activate it, send "
+        f"{places.public_key} to be enrolled under the site's name; else ask there whether all is up."
+    )
+    return Finding(what, "fail", found, remedy)

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections import deque
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -85,26 +86,33 @@ def status(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Say what runs, what the agent does and did last, what of the budget is spent. Exit status 1 if not all runs."""
+    """Say what runs, whether the coordinator answers, what the agent does and did last, what of the budget is spent.
+
+    Exit status 1 unless all runs and the site is connected, also while it is connecting. What up did not start (systemd
+    units) it cannot look at: there it asks the agent alone.
+    """
     with one_line_errors(debug):
         quiet_dependencies()
         from client.site_config import load_site_config
         from client.site_tables import status_tables
+        from client.supervise.connection import connection_of
         from client.supervise.running import what_runs
 
         places, own = Places.beside(site), load_site_config(site)
         running = what_runs(places)
+        connection = connection_of(places, running)
         values: dict[str, Any] = {
             "site": own.name,
             "running": running,
+            "connection": None if connection is None else asdict(connection),
             "agent": _agent(socket or places.socket(own)),
             "paused": own.policy.pause,
             "epsilon_spent": _spent(own),
             "budget": own.budget.model_dump(),
         }
         show(values, status_tables(values), as_json)
-        parts = (running or {}).get("components", {}).values()
-        if values["agent"] is None or any(part["pid"] is None or part["refusal"] is not None for part in parts):
+        up = all(part["pid"] is not None for part in (running or {}).get("components", {}).values())
+        if values["agent"] is None or not up or (connection is not None and connection.state != "connected"):
             raise typer.Exit(1)
 
 

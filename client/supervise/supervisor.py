@@ -1,8 +1,11 @@
 """The supervisor: starts a site's components, starts them again for ever, and ends them with all that they started.
 
 - A component that ends is started again after 1, 2, 4, ... 60 seconds; one that lived for a minute begins anew with 1.
-- Flower's exit 305 (no connection: the network or a certificate, a key that is not registered, or a SuperNode that died
-  and is still counted as alive for a minute) is tried again every 5 seconds.
+- Flower's exit 305 (refused: a certificate or no TLS, a key that is not registered, or a SuperNode that died and is
+  still counted as alive for a minute) is tried again every 5 seconds.
+- Without an answer (a closed port, a name that is not found, a time-out, 502 to 504) Flower's SuperNode does not end
+  but tries again by itself, for ever: that it runs does not say that it is connected; see
+  :mod:`client.supervise.connection`.
 - What the system refuses, as on a full disk or where no process can be made, is said once and tried again: only being
   told to ends the supervisor.
 - Where the supervisor is killed, the system ends its components with it (Linux).

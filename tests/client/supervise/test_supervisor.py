@@ -27,7 +27,7 @@ from client.supervise.supervisor import Supervisor, pause_before, refusal_in
 PATIENCE_S = 60.0
 SAID = (
     "printf 'Exit Code: 305\\nFailed to initialize the connection to the SuperLink.\\n"
-    "[code: 401] Invalid SuperNode authentication\\n'; exit 1"
+    "[code: 2004] Failed to activate SuperNode.\\n'; exit 1"
 )
 
 
@@ -115,7 +115,7 @@ def test_what_the_system_refuses_is_said_once_and_tried_again_while_the_rest_run
 def test_refusal_of_flower_is_told_from_another_end(tmp_path: Path) -> None:
     supervisor = Supervisor([shell(tmp_path, "supernode", SAID)], tmp_path / "up.json")
     found = run_until(supervisor, lambda parts: parts["supernode"]["last_exit"] is not None)
-    assert found["supernode"]["refusal"] == "[code: 401] Invalid SuperNode authentication"
+    assert found["supernode"]["refusal"] == "[code: 2004] Failed to activate SuperNode."
 
 
 def test_reason_of_a_refusal_is_one_printable_line() -> None:
