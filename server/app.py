@@ -12,6 +12,7 @@ from common.flower_keys import RUN_FENCE, RUN_NAME
 from common.quiet import quiet_dependencies
 from common.run_folder import RunFolder
 from common.run_source import run_config_of
+from server.downloads import downloading
 from server.federation import RunSettings, run_federation
 
 app = ServerApp()
@@ -33,11 +34,12 @@ def main(grid: Grid, context: Context) -> None:
     if config.simulation is not None:
         raise ConfigError("simulation is set; expected no such section outside fedtune-sim. Remove it from the config.")
     name = context.run_config.get(RUN_NAME)
-    if name:
-        from server.coordinated import run_coordinated
+    with downloading(grid) as apart:
+        if name:
+            from server.coordinated import run_coordinated
 
-        run_coordinated(grid, config, str(name), int(str(context.run_config.get(RUN_FENCE, 0))))
-        return
-    out = context.run_config.get("out")
-    folder = Path(str(out)) if out else Path("runs") / f"{config.name}-{context.run_id}"
-    run_federation(grid, config, RunSettings(RunFolder(folder)))
+            run_coordinated(apart, config, str(name), int(str(context.run_config.get(RUN_FENCE, 0))))
+            return
+        out = context.run_config.get("out")
+        folder = Path(str(out)) if out else Path("runs") / f"{config.name}-{context.run_id}"
+        run_federation(apart, config, RunSettings(RunFolder(folder)))

@@ -1,4 +1,4 @@
-"""Bounds on how far one site can move a round: the norm of its update, and its share of the weight.
+"""Bounds on how far one site can move a round: the norm of its update, its share of the weight, and what came of it.
 
 The bound by the cohort's median needs the norms of all: updates are held until the round ends, and only then added.
 More than half of the sites must be honest. An absolute bound is part of :mod:`server.admission`.
@@ -10,8 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
-from common.tensors import Tensors, l2_norm
+from common.factors import layers_of, product_norm
+from common.tensors import LARGEST_WEIGHT, Tensors, is_usable, l2_norm
+from server.aggregation.products import total_of
 from server.late import Asked
+
+_REACH = 0.98 * LARGEST_WEIGHT
+"""Largest value of an adapter that is sent: a codec rounds up by less than the rest."""
+LONGEST_PRODUCT = 1e6
+"""Largest ‖BA‖_F of a layer. Two in a row and their gate stay far from float32's end; training ends below 1e3."""
 
 
 @dataclass(frozen=True)
@@ -85,3 +92,12 @@ def capped(weights: Mapping[str, float], share: float) -> dict[str, float]:
             return {site: min(weight, cap) for site, weight in weights.items()}
         rest -= largest
     return dict.fromkeys(weights, 1.0)
+
+
+def beyond_use(adapter: Tensors) -> str | None:
+    """Return what of a whole adapter is so large that no site could go on from it; None if nothing."""
+    if not is_usable(adapter, _REACH):
+        return f"values beyond {LARGEST_WEIGHT:g}, which no site takes"
+    if any(product_norm(total_of(adapter, layer)) > LONGEST_PRODUCT for layer in layers_of(adapter)):
+        return f"a change of a layer longer than {LONGEST_PRODUCT:g}, which no base model stands"
+    return None

@@ -75,21 +75,24 @@ class Collected:
         if self._measures:
             self._local[key] = local
 
-    def aggregated(self) -> Tensors:
+    def aggregated(self, bad: int) -> Tensors:
         """Return the next adapter, whole.
+
+        Args:
+            bad: number of bad sites among the updates that a robust rule must hold against.
 
         Raises:
             RunError: with fewer updates than a robust rule needs.
         """
-        adapter = self._aggregated()
+        adapter = self._aggregated(bad)
         if self._local:
             self.products = measure(self._adapter, adapter, self._local, self._weights)
         return adapter
 
-    def _aggregated(self) -> Tensors:
+    def _aggregated(self, bad: int) -> Tensors:
         count, settings = self.count, self._config.aggregation
         scale = self._config.adapter.alpha / self._config.adapter.rank
-        held = (settings.robust_sites, self._adapter, self._updates, self._weights, scale)
+        held = (bad, self._adapter, self._updates, self._weights, scale)
         if not self._method.linear:
             if settings.robust != "none":
                 self._state = self._state.weighed(coefficients(settings.robust, *held))

@@ -36,6 +36,7 @@ from server.clock import Clock, WallClock
 from server.cohort import Member, admit_members, expect_members, number_closing
 from server.events import Observer
 from server.model_card import model_card
+from server.newcomers import Newcomers
 from server.progress import Progress
 from server.site_level import SiteLevel, site_level_of
 from server.steering import Steering
@@ -101,8 +102,10 @@ def run_federation(
         folder.expect_free()
     model = resident_model(config, settings.device)
     start = initial_adapter(model, config.seed)
-    described, left_out = describe_sites(grid, wait_for_nodes(grid, config), config, settings.clock)
-    members, unfit = admit_members(described, config, model.base.fingerprint, fingerprint(start), settings.enrolled)
+    nodes = wait_for_nodes(grid, config, () if completed is None else _nodes_before(folder, settings.enrolled or {}))
+    described, left_out = describe_sites(grid, nodes, config, settings.clock)
+    base, initial = model.base.fingerprint, fingerprint(start)
+    members, unfit = admit_members(described, config, base, initial, settings.enrolled)
     left_out |= unfit
     expect_members(len(members), left_out, config, everyone=settings.everyone)
     rule = config.aggregation.robust
@@ -130,9 +133,15 @@ def run_federation(
     watch.run_started(config, list(members), done)
     if done == 0 and not any(folder.iterate_records("evaluation")):
         keeper.evaluate(0, progress.adapter)
+    newcomers = None
+    if settings.enrolled is not None and site_level is None:  # which is planned for a number of sites
+        newcomers = Newcomers(
+            config, settings.clock, settings.enrolled,
+            lambda come: admit_members(come, config, base, initial, settings.enrolled),
+        )  # fmt: skip
     strategy = FederatedTuning(
-        config=config, members=members, progress=progress, base_fingerprint=model.base.fingerprint, run=run,
-        site_level=site_level, observer=watch, clock=settings.clock, steering=settings.steering,
+        config=config, members=members, progress=progress, base_fingerprint=base, run=run,
+        site_level=site_level, observer=watch, clock=settings.clock, steering=settings.steering, newcomers=newcomers,
         completed_rounds=done, round_done=keeper.round_done,
     )  # fmt: skip
     strategy.start(grid)
@@ -163,6 +172,13 @@ def _differing(folder: RunFolder, config: RunConfig) -> str:
     old, new = load_run_config(folder.config).model_dump(), config.model_dump()
     keys = [key for key in new if old.get(key) != new[key]]
     return "differs in " + ", ".join(keys) if keys else "same keys, edited by hand"
+
+
+def _nodes_before(folder: RunFolder, enrolled: Mapping[int, str]) -> list[int]:
+    """Return the nodes of the sites that took part before."""
+    names = {site for record in folder.iterate_records("start") for site in record["sites"]}
+    names |= {site for record in folder.iterate_records("round") for site in record["sites"]}
+    return [node for node, name in enrolled.items() if name in names]
 
 
 def _resumed(checkpoint: Checkpoint, config: RunConfig, start: Tensors, model: AdaptedModel) -> Progress:

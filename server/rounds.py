@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from statistics import fmean
+from statistics import median
 from typing import Any
 
 from common.codecs.codec import encode
@@ -18,12 +18,12 @@ from common.factors import fixed_ranks, is_fixed, with_rank
 from common.methods import method_of, received_names
 from common.models.adapter import fresh_factors
 from common.randomness import torch_generator
-from common.tensors import LARGEST_WEIGHT, Manifest, Tensors, is_usable, l2_norm, manifest_of
+from common.tensors import Manifest, Tensors, l2_norm, manifest_of
 from common.variates import with_variates
 from common.wire import TrainRequest, header_bytes
 from server.admission import Admission
 from server.aggregation.robust import expect_enough_sites
-from server.bounds import MedianBound, capped
+from server.bounds import MedianBound, beyond_use, capped
 from server.cohort import Member
 from server.collected import Collected
 from server.late import Asked, Carried, damped
@@ -33,8 +33,8 @@ from server.variates import ControlRound, Controls
 
 NO_REPLY = "no reply within federation.round_timeout_s"
 
-_REACH = 0.98 * LARGEST_WEIGHT
-"""Largest value of an adapter that is sent: a codec rounds up by less than the rest."""
+_NOT_BAD = ("refused", "norm")
+"""Why an update may be rejected though nothing is wrong with it: a site may refuse, and an honest one be far off."""
 
 
 class Round:
@@ -79,6 +79,7 @@ class Round:
         self._adapter = fresh_factors(adapter, config.seed, number) if method_of(config).fresh else adapter
         self._collected = Collected(number, self._adapter, config, site_level, {} if moments is None else moments)
         self._clip_norms: dict[str, float] = {}
+        self._bad: set[str] = set()
         self._admission = admission
         multiple = config.aggregation.norm_bound_of_median
         self._bound = None if multiple is None else MedianBound(multiple)
@@ -124,6 +125,11 @@ class Round:
         """Number of sites of the cohort that neither answered nor were given up."""
         return len(self.cohort) - len(self.outcomes)
 
+    @property
+    def hidden(self) -> int:
+        """Number of bad sites that a robust rule must hold against: not those that admission found out."""
+        return max(0, self._config.aggregation.robust_sites - len(self._bad))
+
     def invite(self, member: Member) -> None:
         """Make a member part of the cohort."""
         site, rank = member.name, member.rank(self._config)
@@ -156,11 +162,15 @@ class Round:
     def fail(self, site: str, status: str, reason: str) -> Outcome:
         """Record that no usable reply of ``site`` will come."""
         if site not in self.outcomes:
+            if status == "rejected":
+                self._bad.add(site)
             self.outcomes[site] = Outcome(status, reason, **self.asked[site].charge())
         return self.outcomes[site]
 
     def fail_late(self, asked: Asked, status: str, reason: str) -> Outcome:
         """Record that the answer to a request of an earlier round is not usable."""
+        if status == "rejected":
+            self._bad.add(asked.member.name)
         return self._carry(asked, Outcome(status, reason))
 
     def give_up(self, status: str = "late", reason: str = NO_REPLY) -> None:
@@ -186,7 +196,7 @@ class Round:
         settings = self._config.aggregation
         if settings.robust != "none":
             try:
-                expect_enough_sites(settings.robust, settings.robust_sites, self.count, "the round")
+                expect_enough_sites(settings.robust, self.hidden, self.count, "the round")
             except RunError as error:
                 return str(error)
         return None
@@ -203,7 +213,7 @@ class Round:
         if lacking is not None:
             raise RunError(lacking)
         began = time.perf_counter()
-        adapter = self._collected.aggregated()
+        adapter = self._collected.aggregated(self.hidden)
         self._aggregating += time.perf_counter() - began
         return adapter
 
@@ -236,12 +246,11 @@ class Round:
         return outcome
 
     def unusable(self, adapter: Tensors) -> str | None:
-        """Return why no site would take an adapter that the round made; None if each would."""
-        if is_usable(adapter, _REACH):
-            return None
-        return (
-            f"round {self.number} made an adapter with values beyond {LARGEST_WEIGHT:g}, which no site takes: somebody "
-            "sent hostile or broken ones. Choose a robust rule (aggregation.robust) or a bound on norms."
+        """Return why no site could go on from an adapter that the round made; None if each could."""
+        found = beyond_use(adapter)
+        return found and (
+            f"round {self.number} made an adapter with {found}: somebody sent hostile or broken ones. Choose a robust "
+            "rule (aggregation.robust) or a bound on norms."
         )
 
     def skip(self, reason: str) -> Tensors:
@@ -258,10 +267,13 @@ class Round:
         return self._given
 
     def clip_norm(self) -> float | None:
-        """Return the geometric mean of the clip norms that sites ended at; None where none told one."""
+        """Return the median of the clip norms that sites ended at, on a log scale; None where none told one.
+
+        No site can be checked on what it tells; fewer than half of them cannot move the median beyond the others'.
+        """
         if not self._clip_norms:
             return None
-        return math.exp(fmean(math.log(self._clip_norms[site]) for site in sorted(self._clip_norms)))
+        return math.exp(median(math.log(norm) for norm in self._clip_norms.values()))
 
     def controls(self) -> Controls:
         """Return the control variates after the round; empty without them."""
@@ -314,6 +326,8 @@ class Round:
             if self._control is not None:
                 self._control.add(site, change, weight)
         except AdmissionError as error:
+            if error.reason not in _NOT_BAD:
+                self._bad.add(site)
             outcome = Outcome("rejected", str(error), bytes_up=up, **charge)
         else:
             told: dict[str, Any] = {}

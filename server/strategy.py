@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
@@ -30,27 +30,16 @@ from server.clock import Clock, WallClock
 from server.cohort import Member, number_closing, sample_cohort
 from server.events import Observer
 from server.late import Asked
+from server.newcomers import Newcomers
 from server.outcome import Outcome
 from server.progress import Progress
+from server.requests import Call, failure, requests
 from server.rounds import Round
 from server.site_level import SiteLevel
 from server.steering import Steering
 from server.transport import Exchange
 
 logger = logging.getLogger(__name__)
-
-ERRORS = {
-    1: "the ClientApp could not be loaded",
-    2: "the ClientApp raised",
-    3: "the message expired",
-    4: "the reply expired",
-    5: "the node was lost, or died at work",
-    8: "the ClientApp crashed",
-}
-"""What Flower's codes mean. Its own texts may quote what a site's code said, so they are not recorded."""
-
-Call = tuple[str, int]
-"""Site and round of a request."""
 
 RoundDone = Callable[[int, Progress, dict[str, Any]], None]
 
@@ -69,6 +58,7 @@ class FederatedTuning(Strategy):
         observer: told what happens.
         clock: what deadlines are read from.
         steering: asked before each round.
+        newcomers: those who may come in between rounds, where any may.
         completed_rounds: rounds done already, from a checkpoint.
         round_done: called with number, progress and record after every round, before the next begins.
     """
@@ -82,6 +72,7 @@ class FederatedTuning(Strategy):
     observer: Observer = field(default_factory=Observer)
     clock: Clock = field(default_factory=WallClock)
     steering: Steering = field(default_factory=Steering)
+    newcomers: Newcomers | None = None
     completed_rounds: int = 0
     round_done: RoundDone | None = None
 
@@ -91,7 +82,7 @@ class FederatedTuning(Strategy):
         self._owed: dict[Call, Asked] = {}
         self._drawn: list[str] = []
         self._steered = self.config
-        self._site_of_node = {member.node_id: name for name, member in self.members.items()}
+        self._joined: list[str] = []
 
     def arrays(self) -> ArrayRecord:
         """Return what the coordinator keeps of the current adapter, to the bit."""
@@ -111,7 +102,7 @@ class FederatedTuning(Strategy):
         """Sample the cohort of a round and return the requests to it; ``arrays`` is :meth:`arrays`."""
         if self.config.federation.carries:
             raise RunError("late updates need this strategy's own start; expected late 'drop' and mode 'sync'.")
-        return list(self._messages(self._begin(server_round)).values())
+        return list(requests(self._begin(server_round), self.config, self.config.federation.round_timeout_s).values())
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -123,8 +114,9 @@ class FederatedTuning(Strategy):
         """
         current = self._current()
         for reply in replies:
-            site = self._site_of_node.get(reply.metadata.src_node_id)
-            if site in current.cohort and not self._is_full(current):
+            sender = reply.metadata.src_node_id
+            site = next((name for name, member in current.cohort.items() if member.node_id == sender), None)
+            if site is not None and not self._is_full(current):
                 self._take((site, server_round), reply)
         self._finish_round()
         return self.arrays(), MetricRecord({"round": server_round})
@@ -171,6 +163,7 @@ class FederatedTuning(Strategy):
         for number in range(self.completed_rounds + 1, last + 1):
             if not self.steering.proceed(number, grid):
                 break
+            self._welcome(number, grid)
             self._play(under_way, number, self.steering.round_timeout_s(seconds))
             result.arrays = self.arrays()
             if evaluate_fn is not None:
@@ -179,12 +172,22 @@ class FederatedTuning(Strategy):
                     result.evaluate_metrics_serverapp[number] = metrics
         return result
 
+    def _welcome(self, number: int, grid: Grid) -> None:
+        """Take in the sites that have come since the round before."""
+        if self.newcomers is None:
+            return
+        come = self.newcomers.come(grid, self.members)
+        self._joined = sorted(come)
+        self.members = dict(sorted({**self.members, **come}.items()))
+        for name in self._joined:
+            logger.info("site %s takes part from round %d on", name, number)
+
     def _play(self, under_way: Exchange[Call], number: int, seconds: float) -> None:
         """Run one round: ask, take what comes until it closes, and aggregate."""
         federation = self.config.federation
         deadline = self.clock.now() + seconds
         current = self._begin(number, under_way)
-        under_way.send(self._messages(current))
+        under_way.send(requests(current, self.config, seconds))
         extended = False
         while True:
             while not self._is_closed(current) and (arrived := under_way.receive(deadline)) is not None:
@@ -193,9 +196,10 @@ class FederatedTuning(Strategy):
                     free = self._free(under_way, current)
                     for site in free:
                         current.invite(self.members[site])
-                    under_way.send(self._messages(current, free))
+                    under_way.send(requests(current, self.config, seconds, free))
             lacking = current.lacking()
-            if lacking is None or federation.below_min != "extend" or extended or not under_way.under_way():
+            waits = under_way.under_way() if federation.carries else current.unanswered
+            if lacking is None or federation.below_min != "extend" or extended or not waits:
                 break
             logger.warning("%s The round is extended by %g s.", lacking, federation.extension_s)
             extended, deadline = True, self.clock.now() + federation.extension_s
@@ -206,7 +210,11 @@ class FederatedTuning(Strategy):
         """Draw the sites of a round and open it with those that are free."""
         known, private = list(self.members), self.site_level
         self._steered = self._as_steered()
-        self._drawn = sample_cohort(known, self._steered, number) if private is None else private.cohort(known, number)
+        if private is None:
+            working = set() if self.config.federation.carries else _sites(under_way)
+            self._drawn = sample_cohort([name for name in known if name not in working], self._steered, number)
+        else:
+            self._drawn = private.cohort(known, number)
         cohort = {name: self.members[name] for name in self._free(under_way)}
         current = Round(
             number, cohort, self.progress.adapter, self.config, self._admission, self.base_fingerprint, self.run,
@@ -225,26 +233,14 @@ class FederatedTuning(Strategy):
         return self.config.model_copy(update={"federation": federation.model_copy(update={"sites_per_round": asked})})
 
     def _free(self, under_way: Exchange[Call] | None, current: Round | None = None) -> list[str]:
-        """Return the sites to ask now: drawn for the round, not asked in it, owing nothing; no more than may work."""
+        """Return the sites to ask now: drawn for the round, not counted in it, owing nothing; no more than may work."""
         federation = self._steered.federation
-        busy = {site for site, _ in under_way.under_way()} if under_way is not None else set()
-        asked = busy if current is None else busy | current.cohort.keys()
+        busy = _sites(under_way)
+        asked = busy if current is None else busy | current.cohort.keys() | {one.site for one in current.carried}
         free = [name for name in self._drawn if name not in asked]
         if federation.mode == "sync":
             return free
         return free[: max(0, (federation.sites_per_round or len(self.members)) - len(busy))]
-
-    def _messages(self, current: Round, names: Iterable[str] | None = None) -> dict[Call, Message]:
-        """Return the requests of a round: to its whole cohort, or to some of it."""
-        return {
-            (name, current.number): Message(
-                to_records(*current.request(name)),
-                current.cohort[name].node_id,
-                MessageType.TRAIN,
-                group_id=str(current.number),
-            )
-            for name in (current.cohort if names is None else names)
-        }
 
     def _is_full(self, current: Round) -> bool:
         """Whether a round has the number of updates at which it closes."""
@@ -252,19 +248,21 @@ class FederatedTuning(Strategy):
         return closing is not None and current.count >= closing
 
     def _is_closed(self, current: Round) -> bool:
-        """Whether a round need not wait: it is full, or has enough and could wait for late updates alone."""
+        """Whether a round need not wait: it is full, or all of it answered and late updates alone could come."""
         if self._is_full(current):
             return True
         federation = self.config.federation
-        waits = federation.mode == "async" or not federation.carries or current.unanswered > 0
-        return not waits and current.lacking() is None
+        if federation.mode == "async" or current.unanswered > 0:
+            return False
+        return not federation.carries or current.lacking() is None
 
     def _take(self, call: Call, reply: Message) -> None:
         (site, number), current = call, self._current()
         owed = self._owed.pop(call, None)
+        if owed is None and number != current.number:
+            return  # it was spare in its round, and is free now
         if reply.has_error():
-            code = reply.error.code
-            status, reason = "failed", f"Flower error {code}: {ERRORS.get(code, 'no known kind')}"
+            status, reason = "failed", failure(reply)
             outcome = current.fail_late(owed, status, reason) if owed else current.fail(site, status, reason)
         else:
             outcome = self._read(site, owed, reply)
@@ -283,12 +281,19 @@ class FederatedTuning(Strategy):
         return current.take_late(owed, header, payload) if owed else current.take(site, header, payload)
 
     def _keep_owed(self, under_way: Exchange[Call], current: Round) -> None:
-        """At a round's end, forget the requests that nobody will wait for, and keep what checks the others."""
+        """At a round's end, forget the requests that nobody will wait for, and keep what checks the others.
+
+        Where late updates do not count, the sites that a full round went on without are at work still: they are asked
+        nothing until they answered. A site that let a deadline pass is asked again, whatever it is at.
+        """
         federation = self.config.federation
         open_calls = under_way.under_way()
         kept = {call for call in open_calls if current.number - call[1] < federation.max_staleness}
-        kept = kept if federation.carries else set()
+        if not federation.carries:
+            kept = open_calls if self._is_full(current) else set()
         under_way.forget(open_calls - kept)
+        if not federation.carries:
+            return
         owed = {call: current.asked[call[0]] for call in kept if call[1] == current.number}
         self._owed = {call: asked for call, asked in self._owed.items() if call in kept} | owed
 
@@ -313,7 +318,8 @@ class FederatedTuning(Strategy):
         self.completed_rounds = current.number
         self._round = None
         if self.round_done is not None:
-            self.round_done(current.number, self.progress, current.record())
+            joined = {"joined": self._joined} if self._joined else {}
+            self.round_done(current.number, self.progress, {**current.record(), **joined})
 
     def _skip(self, current: Round, reason: str) -> None:
         logger.warning("%s The round is skipped.", reason)
@@ -323,3 +329,8 @@ class FederatedTuning(Strategy):
         if self._round is None:
             raise RunError("replies came before a round was configured; expected configure_train first.")
         return self._round
+
+
+def _sites(under_way: Exchange[Call] | None) -> set[str]:
+    """Return the sites whose answers are waited for."""
+    return set() if under_way is None else {site for site, _ in under_way.under_way()}

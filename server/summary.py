@@ -74,7 +74,7 @@ def summarise(records: Iterable[Record], config: RunConfig) -> dict[str, Any]:
     return {
         "name": config.name,
         "rounds": len(rounds),
-        "sites": list(first["sites"]),
+        "sites": sorted({*first["sites"], *sites}),
         "headline": TASKS[config.data.task].headline,
         "metrics_before": metrics.get(0, {}),
         "metrics_after": metrics.get(len(rounds), {}),

@@ -16,11 +16,17 @@ from common.errors import RunError, WireError
 from common.flower_records import from_records, to_records
 from common.wire import DescribeRequest, Refusal, SiteDescription, header_bytes, parse_header
 from server.clock import POLL_S, Clock, WallClock
+from server.forwarding_grid import ForwardingGrid
 
 logger = logging.getLogger(__name__)
 
 Key = TypeVar("Key", bound=Hashable)
 
+EXPIRES_AFTER_S = 30.0
+"""Seconds after its last deadline until a message that no site has taken is not delivered any more."""
+
+RETURN_S = 30.0
+"""Seconds that a run that goes on waits for the sites it had: they come back after what ended it ended them too."""
 DESCRIBED_AT_ONCE = 256
 """Sites whose requests and replies are held at any time before the first round."""
 
@@ -52,6 +58,8 @@ class Exchange(Generic[Key]):
 
     def forget(self, keys: Collection[Key]) -> None:
         """Ask no more for the replies to some messages."""
+        if isinstance(self._grid, ForwardingGrid):
+            self._grid.forget([sent for sent, key in self._waiting.items() if key in keys])
         self._waiting = {sent: key for sent, key in self._waiting.items() if key not in keys}
         self._arrived = deque((key, reply) for key, reply in self._arrived if key not in keys)
 
@@ -99,18 +107,24 @@ def exchange(
         yield arrived
 
 
-def wait_for_nodes(grid: Grid, config: RunConfig) -> list[int]:
+def wait_for_nodes(grid: Grid, config: RunConfig, awaited: Collection[int] = ()) -> list[int]:
     """Return the ids of the nodes that are connected, once there are ``federation.min_sites``.
+
+    Args:
+        grid: what carries the messages.
+        config: the run config.
+        awaited: nodes that are waited for besides, for :data:`RETURN_S`: those of a run that goes on.
 
     Raises:
         RunError: if they do not come within ``federation.join_timeout_s``.
     """
-    deadline = time.monotonic() + config.federation.join_timeout_s
+    began = time.monotonic()
     while True:
         nodes = sorted(grid.get_node_ids())
-        if len(nodes) >= config.federation.min_sites:
+        waited = time.monotonic() - began
+        if len(nodes) >= config.federation.min_sites and (waited >= RETURN_S or not {*awaited} - {*nodes}):
             return nodes
-        if time.monotonic() >= deadline:
+        if waited >= config.federation.join_timeout_s and len(nodes) < config.federation.min_sites:
             raise RunError(
                 f"{len(nodes)} sites are connected after {config.federation.join_timeout_s:g} s; expected at least "
                 f"{config.federation.min_sites} (federation.min_sites). Start the missing sites."
@@ -134,17 +148,14 @@ def describe_sites(
         ``federation.join_timeout_s`` or send no valid one: one broken or hostile site cannot keep the others from
         running.
     """
-    header = header_bytes(DescribeRequest(config_digest=config.digest()))
     described: dict[int, SiteDescription] = {}
     left_out: dict[int, str] = {}
     for start in range(0, len(nodes), DESCRIBED_AT_ONCE):
         asked = nodes[start : start + DESCRIBED_AT_ONCE]
-        messages = {
-            str(node): Message(to_records(header), node, MessageType.QUERY, group_id="describe") for node in asked
-        }
+        messages = {str(node): description_request(node, config) for node in asked}
         for node, reply in exchange(grid, messages, config.federation.join_timeout_s, clock):
             try:
-                described[int(node)] = _description(reply)
+                described[int(node)] = description_of(reply)
             except WireError as error:
                 left_out[int(node)] = f"its description is not usable: {error}"
             except RunError as error:
@@ -158,7 +169,20 @@ def describe_sites(
     return described, left_out
 
 
-def _description(reply: Message) -> SiteDescription:
+def description_request(node: int, config: RunConfig) -> Message:
+    """Return the question to a node what it is. It expires: nobody waits for a late answer."""
+    header = header_bytes(DescribeRequest(config_digest=config.digest()))
+    seconds = config.federation.join_timeout_s
+    return Message(to_records(header), node, MessageType.QUERY, ttl=seconds + EXPIRES_AFTER_S, group_id="describe")
+
+
+def description_of(reply: Message) -> SiteDescription:
+    """Return what a site says of itself.
+
+    Raises:
+        RunError: for a site that failed or refuses.
+        WireError: for an answer that is none.
+    """
     if reply.has_error():
         raise RunError(f"a site failed before the first round (Flower error {reply.error.code}). See its log.")
     header, _ = from_records(reply.content)

@@ -24,7 +24,11 @@ WALLS = {
         "client/supervise/deaf_node.py",  # looks into one
         "server/app.py",
         "server/strategy.py",
+        "server/requests.py",
         "server/transport.py",
+        "server/newcomers.py",
+        "server/forwarding_grid.py",
+        "server/downloads.py",  # Flower's grid, a reply at a time
         "server/federation.py",
         "server/coordinated.py",  # the ServerApp's work on a coordinator's run
         "server/steering.py",
@@ -51,7 +55,10 @@ WALLS = {
     },
     "grpc_health": {"client/agent/server.py", "server/control/service.py"},
 }
-FLWR_INTERNALS = {"simulations/flower_internals.py", "client/supervise/sign_off.py", "client/supervise/deaf_node.py"}
+FLWR_INTERNALS = {
+    "simulations/flower_internals.py", "client/supervise/sign_off.py", "client/supervise/deaf_node.py",
+    "server/downloads.py",
+}  # fmt: skip
 MODULES = sorted(path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 

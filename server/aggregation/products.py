@@ -81,7 +81,7 @@ def measure(
         _LayerRound(
             factors_of(before, layer),
             [factors_of(local[site], layer) for site in sites],
-            stacked([_total(after, layer), fixed_of(before, layer)], [1.0, -1.0]),
+            stacked([total_of(after, layer), fixed_of(before, layer)], [1.0, -1.0]),
         )
         for layer in layers
     )  # one layer in float64 at a time
@@ -97,7 +97,8 @@ class _LayerRound:
     made: Factors
 
 
-def _total(adapter: Mapping[str, Tensor], layer: str) -> Factors:
+def total_of(adapter: Mapping[str, Tensor], layer: str) -> Factors:
+    """Return what an adapter changes in a layer, its correction included, without α/r."""
     return stacked([factors_of(adapter, layer), fixed_of(adapter, layer)])
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
 
-from flwr.app import Message
 from flwr.serverapp import Grid
 
+from server.forwarding_grid import ForwardingGrid
 
-class SteeredGrid(Grid):
+
+class SteeredGrid(ForwardingGrid):
     """Passes everything on to another grid, after a look at whether the run still goes on.
 
     Args:
@@ -18,42 +18,9 @@ class SteeredGrid(Grid):
     """
 
     def __init__(self, grid: Grid, expect_running: Callable[[], None]) -> None:
-        self._grid, self._expect_running = grid, expect_running
+        super().__init__(grid)
+        self._expect_running = expect_running
 
-    def set_run(self, run: Any) -> None:
-        """Pass on."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        """Pass on."""
-        return self._grid.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """Pass on."""
-        return self._grid.create_message(*args, **kwargs)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Pass on."""
+    def before_call(self) -> None:
+        """Look whether the run goes on."""
         self._expect_running()
-        return self._grid.get_node_ids()
-
-    def get_nodes(self) -> Iterable[Any]:
-        """Pass on."""
-        self._expect_running()
-        return self._grid.get_nodes()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Pass on."""
-        self._expect_running()
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Pass on."""
-        self._expect_running()
-        return self._grid.pull_messages(message_ids)
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Pass on."""
-        self._expect_running()
-        return self._grid.send_and_receive(messages, timeout=timeout)

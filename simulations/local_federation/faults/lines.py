@@ -32,7 +32,7 @@ def table(lines: Sequence[Line]) -> str:
     """Return the Markdown table of faults, a row for each kind and one for all."""
     head = [
         "killed", "faults", "run complete", "rounds repeated: none, one, more", "same bits", "budgets right",
-        "closed by the deadline", "site came back", "median s until whole again",
+        "closed by the deadline", "sites came back", "median s until whole again",
     ]  # fmt: skip
     rows = [_row(fault.what, found) for kind, fault in FAULTS.items() if (found := _of(lines, kind))]
     return markdown([head, *rows, _row("**all**", lines)])

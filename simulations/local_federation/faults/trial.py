@@ -27,6 +27,8 @@ from simulations.local_federation.faults.checks import (
 from simulations.local_federation.faults.disturbed import DEADLINE_S, Disturbed
 from simulations.local_federation.faults.kinds import FAULTS
 
+BACK_S, BACK_ROUNDS = 120.0, 3
+"""A site comes back within so many seconds or rounds; whether in a run that follows is looked at in shorter ones."""
 AWAY_S = 5.0
 """Seconds that a site is away where no round goes on without it."""
 _LOOK_S = 0.1
@@ -48,7 +50,7 @@ class Trial:
         budgets: what is wrong with ledgers after the run; None without them.
         in_time: whether the rounds from the kill until the federation was whole again closed by their deadline; None
             where the coordinator itself was away.
-        rejoined: whether the site was heard again, by itself; None where no site was hit.
+        rejoined: whether the site was heard again, by itself; every site, where it was the coordinator.
         seconds: from the kill until the federation was whole again.
     """
 
@@ -62,7 +64,7 @@ class Trial:
     same_bits: bool | None
     budgets: list[str] | None
     in_time: bool | None
-    rejoined: bool | None
+    rejoined: bool
     seconds: float
 
     @property
@@ -136,7 +138,7 @@ class Trials:
         return [
             replace(
                 trial, ended=ended, same_bits=bits, budgets=budgets,
-                rejoined=None if trial.site is None else trial.rejoined or self._comes_back(trial.site),
+                rejoined=trial.rejoined or (self._was_short(trial) and self._come_back(trial.site)),
             )
             for trial in struck
         ]  # fmt: skip
@@ -144,7 +146,7 @@ class Trials:
     def _strike(self, place: RunPlace, kind: str, site: str, began: float) -> Trial | None:
         """Kill, and wait until the federation is whole again; None if the run was over before.
 
-        Whole is: a round is closed that began after the kill, with the site that was hit.
+        Whole is: a round is closed that began after the kill, with the site that was hit, or with every site.
         """
         made, fault = self.made, FAULTS[kind]
         repeated = rounds_repeated(place, made.sites.values())
@@ -154,8 +156,8 @@ class Trials:
         if kind == "site":
             self._bring_back(place, site, done)
         self._wait(place, lambda: place.completed_rounds() > done + 1)
-        if fault.at_site:
-            self._wait(place, lambda: self._counts_after(place, site, done + 1))
+        hit = [site] if fault.at_site else sorted(made.sites)
+        self._wait(place, lambda: self._count_after(place, hit, done + 1))
         return Trial(
             kind=kind,
             federation=made.kind,
@@ -167,7 +169,7 @@ class Trials:
             same_bits=None,
             budgets=None,
             in_time=closed_in_time(place, DEADLINE_S[made.kind], done + 1) if fault.at_site else None,
-            rejoined=self._counts_after(place, site, done + 1) if fault.at_site else None,
+            rejoined=self._count_after(place, hit, done + 1),
             seconds=round(time.monotonic() - moment, 1),
         )
 
@@ -210,13 +212,18 @@ class Trials:
         self.made.start_site(site)
 
     @staticmethod
-    def _counts_after(place: RunPlace, site: str, number: int) -> bool:
-        return max(rounds_of(place, site), default=0) > number
+    def _count_after(place: RunPlace, sites: Sequence[str], number: int) -> bool:
+        return all(max(rounds_of(place, site), default=0) > number for site in sites)
 
-    def _comes_back(self, site: str) -> bool:
-        """Whether a site, nobody having touched it, counts in a run that follows."""
+    def _was_short(self, trial: Trial) -> bool:
+        """Whether the run left a site no time to come back."""
+        return trial.seconds < BACK_S or self.made.rounds - trial.round < BACK_ROUNDS
+
+    def _come_back(self, site: str | None) -> bool:
+        """Whether the site that was hit, or every site, nobody having touched it, counts in a run that follows."""
         self.made.federation.wait_until_connected()
         self._number += 1
         place = self.made.submit(f"after-{self._number}")
         self.made.wait_until_over(place)
-        return self.made.rounds in rounds_of(place, site)
+        hit = sorted(self.made.sites) if site is None else [site]
+        return self._count_after(place, hit, self.made.rounds - 1)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import server.rounds
+import server.bounds
 from common.config.run import RunConfig
 from common.errors import RunError
 from simulations.engines.settings import EngineSettings
@@ -39,12 +39,22 @@ def test_over_selection_closes_the_round_at_the_wanted_number(make_config: MakeC
     over = {"rounds": 2, "sites_per_round": 2, "over_select": 1.3}
     config = make_config(simulation={"profiles": SLOW}, federation=over)
     summary = simulate(config, tmp_path / "run", engine=ALONE)
-    assert statuses(tmp_path / "run") == [{"site 0": "spare", "site 1": "admitted", "site 2": "admitted"}] * 2
+    both = {"site 1": "admitted", "site 2": "admitted"}
+    assert statuses(tmp_path / "run") == [{"site 0": "spare", **both}, both]  # site 0 is at work still
     assert seconds(tmp_path / "run") == [MIDDLING, MIDDLING]
     absent = make_config(simulation={"windows": [{"site": "site 0", "from_round": 9}]})
     simulate(absent, tmp_path / "absent", engine=ALONE)
     assert same(adapter_of(tmp_path / "run"), adapter_of(tmp_path / "absent"))
-    assert summary["bytes_up"]["site 0"] == [0, 0]
+    assert summary["bytes_up"]["site 0"] == [0, None]
+
+
+def test_spare_site_is_asked_again_once_it_has_answered(make_config: MakeConfig, tmp_path: Path) -> None:
+    over = {"rounds": 5, "sites_per_round": 2, "over_select": 1.5}
+    simulate(make_config(simulation={"profiles": SLOW}, federation=over), tmp_path / "run", engine=ALONE)
+    # Rounds take 3 s, site 0 takes 9: asked at 0 s, it answers as round 3 ends.
+    asked = ["site 0" in record["sites"] for record in rounds_of(tmp_path / "run")]
+    assert asked == [True, False, False, True, False]
+    assert all(record["sites"]["site 0"]["status"] == "spare" for record in rounds_of(tmp_path / "run")[::3])
 
 
 def test_rejected_updates_do_not_close_a_round(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -71,7 +81,8 @@ def test_site_is_charged_for_having_been_asked_whether_or_not_its_update_counts(
     assert carrying["epsilon"]["site 1"] == thrice["epsilon"]["site 1"]
     over = {"rounds": 3, "sites_per_round": 2, "over_select": 1.5}
     spare = simulate(make_config(simulation={"profiles": SLOW}, federation=over, **private), tmp_path / "spare")
-    assert spare["epsilon"] == thrice["epsilon"]
+    assert spare["epsilon"]["site 0"] == once["epsilon"]["site 0"]  # it is at work until the run is over
+    assert spare["epsilon"]["site 1"] == thrice["epsilon"]["site 1"]
 
 
 def test_late_update_counts_in_the_round_in_which_it_comes(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -131,7 +142,7 @@ def test_round_below_its_minimum_stops_is_extended_or_is_skipped(
 def test_round_that_makes_what_no_site_would_take_is_skipped(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    monkeypatch.setattr(server.rounds, "_REACH", 2.0)
+    monkeypatch.setattr(server.bounds, "_REACH", 2.0)
     attack = {"attacks": [{"name": "scale_1000", "sites": ["site 1"], "to_round": 1}]}
     config = make_config(simulation=attack, aggregation={"method": method})
     summary = simulate(config, tmp_path / "run", engine=ALONE)
@@ -151,12 +162,24 @@ def test_extension_is_bounded(make_config: MakeConfig, tmp_path: Path) -> None:
 
 def test_too_few_for_a_robust_rule_is_below_the_minimum_too(make_config: MakeConfig, tmp_path: Path) -> None:
     robust = {"robust": "median", "robust_sites": 1}
-    gone = {"attacks": [{"name": "nan", "sites": ["site 1"], "to_round": 1}]}
+    gone = {"windows": [{"site": "site 1", "from_round": 2}]}
     config = make_config(simulation=gone, aggregation=robust, federation={"below_min": "skip"})
     simulate(config, tmp_path / "run")
     first, second = rounds_of(tmp_path / "run")
     assert "aggregation.robust 'median'" in first["skipped"]
     assert "skipped" not in second
+
+
+@pytest.mark.parametrize("attack", ["nan", "extra_key", "replay"])
+def test_bad_site_that_is_found_out_needs_no_others_to_outvote_it(
+    make_config: MakeConfig, tmp_path: Path, attack: str
+) -> None:
+    robust = {"robust": "median", "robust_sites": 1}
+    found_out = {"attacks": [{"name": attack, "sites": ["site 1"]}]}
+    summary = simulate(make_config(simulation=found_out, aggregation=robust), tmp_path / "run", engine=ALONE)
+    assert not any("skipped" in record for record in rounds_of(tmp_path / "run"))
+    assert "rejected" in {known["site 1"] for known in statuses(tmp_path / "run")}
+    assert summary["rounds"] == 2
 
 
 ASYNC: dict[str, Any] = {"mode": "async", "buffer_size": 2, "rounds": 6}
@@ -168,8 +191,8 @@ def test_async_moves_with_every_buffer_and_asks_again_as_sites_answer(make_confi
     summary = simulate(config, tmp_path / "run", engine=ALONE)
     records = rounds_of(tmp_path / "run")
     for record in records:
-        own = [outcome["status"] for outcome in record["sites"].values()].count("admitted")
-        assert own + len(record["carried"]) == 2
+        own = [site for site, outcome in record["sites"].items() if outcome["status"] == "admitted"]
+        assert len({*own, *(c["site"] for c in record["carried"])}) == 2  # none of them twice
     asked = Counter(site for record in records for site in record["sites"])
     came = Counter(c["site"] for record in records for c in record["carried"])
     came.update(s for record in records for s, o in record["sites"].items() if o["status"] == "admitted")

@@ -1,0 +1,143 @@
+"""What one bad site can do to a round that is not in its update: end it, count twice, move everybody's clip norm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Message
+
+from common.codecs.codec import encode
+from common.config.run import RunConfig
+from common.flower_records import from_records, to_records
+from common.wire import MechanismReport, TrainReply, TrainRequest, header_bytes, parse_header
+from server.admission import Admission
+from server.bounds import LONGEST_PRODUCT, beyond_use
+from server.cohort import Member
+from server.progress import Progress
+from server.requests import requests
+from server.rounds import Round
+from server.strategy import FederatedTuning
+from simulations.flower_internals import identify_process
+from tests.server.test_rounds import ADAPTER, BASE, RUN, UPDATE, description, make_round, reply_to
+from tests.server.test_transport import Seconds, Trickle
+
+SEVEN = tuple("abcdefg")
+
+
+@pytest.mark.parametrize("rule", ["krum", "multi_krum"])
+def test_junk_does_not_end_a_round_of_as_many_sites_as_the_rule_needs(
+    make_config: Callable[..., RunConfig], rule: str
+) -> None:
+    current = make_round(make_config(aggregation={"robust": rule, "robust_sites": 2}), SEVEN)
+    for site in SEVEN[1:]:
+        current.take(site, reply_to(current, site), encode(UPDATE, "fp32"))
+    assert current.lacking() is not None  # six sites, two of which may be bad
+    current.take("a", b"junk", b"")
+    assert (current.outcomes["a"].status, current.hidden, current.lacking()) == ("rejected", 1, None)
+    for name, value in current.finish().items():
+        torch.testing.assert_close(value, ADAPTER[name] + UPDATE[name])
+
+
+def test_refusal_and_loss_say_nothing_against_a_site(make_config: Callable[..., RunConfig]) -> None:
+    current = make_round(make_config(aggregation={"robust": "krum", "robust_sites": 2}), SEVEN)
+    refusal = b'{"kind":"refusal","protocol":1,"code":"policy","place":""}'
+    assert str(current.take("a", refusal, b"").reason).startswith("refused")
+    current.fail("b", "failed", "Flower error 5")
+    assert current.hidden == 2
+
+
+def test_update_that_is_merely_long_leaves_its_site_among_the_suspects(make_config: Callable[..., RunConfig]) -> None:
+    bounded = {"robust": "krum", "robust_sites": 2, "max_update_norm": 0.1}
+    current = make_round(make_config(aggregation=bounded), SEVEN)
+    assert str(current.take("a", reply_to(current, "a"), encode(UPDATE, "fp32")).reason).startswith("norm")
+    assert current.hidden == 2
+
+
+def test_layer_that_no_base_model_stands_is_found_though_each_value_is_small_enough() -> None:
+    wide = {"x.lora_A.weight": torch.full((2, 64), 9000.0), "x.lora_B.weight": torch.full((64, 2), 9000.0)}
+    assert "no base model stands" in str(beyond_use(wide))
+    assert beyond_use(wide | {"x.lora_B.weight": torch.full((64, 2), 1e-6 * LONGEST_PRODUCT / 9000)}) is None
+    assert "no site takes" in str(beyond_use({"head.weight": torch.full((2, 2), 9900.0)}))
+
+
+@pytest.mark.parametrize("told", [1e8, 1e-8])
+def test_clip_norm_that_one_site_tells_moves_nobodys_beyond_the_others(
+    make_config: Callable[..., RunConfig], told: float
+) -> None:
+    private = {"unit": "example", "noise_multiplier": 1.0, "clipping": "adaptive", "clip_norm": 0.1}
+    config = make_config(privacy=private)
+    mechanism = MechanismReport(noise_multiplier=1.0, sample_rate=0.1, steps=5)
+    cohort = {
+        site: Member(number, description(site, num_examples=None, mechanism=mechanism))
+        for number, site in enumerate("abcde")
+    }
+    current = Round(1, cohort, ADAPTER, config, Admission.of(config), BASE, RUN, 0.1)
+    norms = dict(zip("abcde", (told, 0.09, 0.1, 0.11, 0.12), strict=True))
+    for site, norm in norms.items():
+        reply = reply_to(current, site, train_loss=None, mechanism=mechanism, clip_norm=norm)
+        assert current.take(site, reply, encode(UPDATE, "fp32")).status == "admitted"
+    assert current.clip_norm() == pytest.approx(0.11 if told > 1 else 0.1)
+
+
+def test_request_expires_with_its_round_unless_a_late_answer_counts(make_config: Callable[..., RunConfig]) -> None:
+    identify_process()
+
+    def seconds(**federation: object) -> set[float]:
+        config = make_config(federation=federation)
+        return {round(one.metadata.ttl) for one in requests(make_round(config), config, 60.0).values()}
+
+    assert seconds() == {90}
+    assert seconds(below_min="extend", extension_s=600.0) == {690}
+    assert min(seconds(late="carry")) > 3600
+
+
+class Scripted(Trickle):
+    """Sites that answer every request after so many seconds, by site and round."""
+
+    def __init__(self, clock: Seconds, delays: dict[tuple[str, int], float]) -> None:
+        super().__init__(clock, {})
+        self.delays, self.names = delays, dict(enumerate(SEVEN))
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        ids = []
+        for message in messages:
+            key = self.names[message.metadata.dst_node_id], int(message.metadata.group_id)
+            message.metadata.__dict__["_message_id"] = str(key)
+            ids.append(str(key))
+            self.sent[str(key)], self.at[str(key)] = message, self.clock.now() + self.delays.get(key, 1.0)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        ready = [key for key in message_ids if self.at[key] <= self.clock.now()]
+        replies = []
+        for message in (self.sent.pop(key) for key in ready):
+            site, request = self.names[message.metadata.dst_node_id], from_records(message.content)[0]
+            known = parse_header(request, TrainRequest)
+            assert isinstance(known, TrainRequest)
+            reply = TrainReply(
+                site=site, round=known.round, nonce=known.nonce, base_fingerprint=BASE, steps=3, train_loss=0.7,
+                mechanism=None,
+            )  # fmt: skip
+            replies.append(Message(to_records(header_bytes(reply), encode(UPDATE, "fp32")), reply_to=message))
+        return replies
+
+
+def test_site_whose_late_answer_counts_in_a_round_has_no_second_vote_in_it(
+    make_config: Callable[..., RunConfig],
+) -> None:
+    identify_process()
+    config = make_config(federation={"mode": "async", "buffer_size": 3, "sites_per_round": 4, "rounds": 2})
+    members = {site: Member(number, description(site)) for number, site in enumerate("abcd")}
+    delays = {("a", 1): 10.0, ("a", 2): 0.5, **{(site, 2): 20.0 for site in "bcd"}}
+    records: list[dict[str, Any]] = []
+    clock = Seconds()
+    FederatedTuning(
+        config=config, members=members, progress=Progress(ADAPTER), base_fingerprint=BASE, run=RUN, clock=clock,
+        round_done=lambda number, progress, record: records.append(record),
+    ).start(Scripted(clock, delays))  # fmt: skip
+    counted = [site for site, outcome in records[1]["sites"].items() if outcome["status"] == "admitted"]
+    counted += [one["site"] for one in records[1]["carried"]]
+    assert sorted(counted) == ["a", "b", "c"]
