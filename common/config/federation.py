@@ -102,7 +102,8 @@ class AggregationConfig(Section):
     until the round ends, also for methods that add them up as they come."""
     max_weight: Annotated[float, Field(gt=0, le=1)] | None = None
     """Largest share that one site's weight can have among those of the sites asked, for weights examples: larger
-    declarations are cut to it."""
+    declarations are cut to it. What sites are late with, or have rejected, raises the shares of the others beyond it.
+    Refused with late carry, mode async and over_select, where fewer count than are asked in any round."""
     server_optimizer: Literal["none", "fedavgm", "fedadam", "fedyogi", "fedadagrad"] = "none"
     """What acts on the aggregated update (Reddi et al. 2003.00295; FedAvgM 1909.06335); none adds it as it is."""
     server_lr: Annotated[float, Field(gt=0)] = 1.0

@@ -79,6 +79,14 @@ def _expect_bounds(config: RunConfig) -> None:
             f"aggregation.max_weight is set for weights {settings.weights!r}, where all count the same; expected "
             "weights 'examples'. Remove it"
         )
+    federation = config.federation
+    if settings.max_weight is not None and federation.depends_on_time:
+        how = "mode 'async'" if federation.mode == "async" else "late 'carry'" if federation.carries else "over_select"
+        raise ValueError(
+            f"aggregation.max_weight is set with federation.{how}, where fewer sites count than are asked and the "
+            "share of one among those that count has no bound; expected weights 'uniform' without max_weight, or "
+            "robust 'median', which ignores weights"
+        )
 
 
 def method_warnings(config: RunConfig) -> tuple[str, ...]:

@@ -15,15 +15,18 @@ whose minimum is known,
 
     ΔB = argmin ‖Σ w BA - (B̄ + ΔB)Ā‖² + λ ‖ΔB‖² = (Σ w BA - B̄Ā) Āᵀ (Ā Āᵀ + λ I)⁻¹,
 
-the best that can be done by changing B alone as λ goes to 0.
+the best that can be done by changing B alone as λ goes to 0. It is taken from the SVD of Ā, which no Ā makes singular.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 
 from common.factors import A, B, Factors, compressed, fixed_of, fixed_tensors, layers_of, product_norm, stacked
 from common.tensors import Tensors
+from server.aggregation.decomposition import ridge_inverse, settled
 from server.aggregation.gathered import Gathered
 from server.aggregation.rest import averaged_rest
 
@@ -36,7 +39,7 @@ def finish_flora(gathered: Gathered, adapter: Tensors) -> Tensors:
     following = averaged_rest(gathered, adapter)
     for layer in layers_of(adapter):
         total = stacked(gathered.factors(layer), gathered.weights())
-        following |= fixed_tensors(layer, compressed(stacked([fixed_of(adapter, layer), total])))
+        following |= fixed_tensors(layer, settled(compressed, stacked([fixed_of(adapter, layer), total])))
         following[layer + B] = torch.zeros_like(adapter[layer + B])
     return following
 
@@ -49,8 +52,9 @@ def finish_fedex(gathered: Gathered, adapter: Tensors) -> Tensors:
         total = stacked(gathered.factors(layer), gathered.weights())
         average = Factors(following[layer + B].double(), following[layer + A].double())
         residual = stacked([total, average], [1.0, -1.0])
-        kept, before = compressed(residual, floor=ROUNDING * product_norm(total)), fixed_of(adapter, layer)
-        following |= fixed_tensors(layer, compressed(stacked([before, kept])) if before.rank else kept)
+        kept = settled(partial(compressed, floor=ROUNDING * product_norm(total)), residual)
+        before = fixed_of(adapter, layer)
+        following |= fixed_tensors(layer, settled(compressed, stacked([before, kept])) if before.rank else kept)
     return following
 
 
@@ -66,10 +70,7 @@ def finish_lora_fair(gathered: Gathered, adapter: Tensors, penalty: float) -> Te
     for layer in layers_of(adapter):
         mean_b, mean_a = gathered.mean(layer + B), gathered.mean(layer + A)
         total = stacked(gathered.factors(layer), gathered.weights())
-        seen = total.b @ (total.a @ mean_a.T)
-        gram = mean_a @ mean_a.T
-        missing = seen - mean_b @ gram
-        ridge = gram + penalty * torch.eye(len(gram), dtype=gram.dtype)
-        moved = mean_b + torch.linalg.solve(ridge, missing.T).T
+        v, w = ridge_inverse(mean_a, penalty)
+        moved = mean_b + (total.b @ (total.a @ v) - mean_b @ (mean_a @ v)) @ w
         following |= {layer + B: moved.float(), layer + A: mean_a.float()}
     return following

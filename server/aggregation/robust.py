@@ -31,7 +31,8 @@ aggregate of updates, in the place of a linear method's weighted mean.
 
 Median and trimmed mean are of entries, and the entries of a product would be a dense matrix: they are taken of what is
 sent, which under methods with one trained factor are the coordinates of the product in a fixed basis. Both ignore
-weights, as a large declared one would outvote the rest.
+weights, as a large declared one would outvote the rest. The geometric median does not: there the bad sites must have
+less than half of the weight too.
 """
 
 from __future__ import annotations
@@ -46,8 +47,10 @@ from common.factors import A, B, factors_of, is_factor, layers_of, with_rank
 from common.tensors import Tensors
 from server.aggregation.products import inner_products
 
-ITERATIONS, SMOOTHING = 100, 1e-6
-"""Weiszfeld's iterations, and the distance below which it is smoothed, as a share of the median norm."""
+ITERATIONS, SETTLED, SMOOTHING = 10_000, 1e-8, 1e-6
+"""Of Weiszfeld's iterations: the most, of n² operations each (up to 4 n are needed where nearly half of n collude); the
+share of itself that every weight moves by at most in the last; and the distance below which one is smoothed, as a share
+of the median norm."""
 
 
 def expect_enough_sites(rule: str, bad: int, sites: int, where: str) -> None:
@@ -189,13 +192,26 @@ def _norm_clip(gram: Tensor, share: Tensor, bad: int) -> Tensor:
 
 
 def _geometric_median(gram: Tensor, share: Tensor, bad: int) -> Tensor:
+    """Return Weiszfeld's weights, from the mean of the majority that is nearest to the medoid.
+
+    From the mean of all, what f bad sites weigh would fall by (n - f) / f an iteration and no faster. The medoid is the
+    site with the least sum of distances, which bad ones cannot take far, nor a majority next to it. No iteration adds
+    to the sum of smoothed distances, so that the aggregate is no worse than that start wherever it ends.
+    """
     floor = SMOOTHING * float(gram.diagonal().clamp(min=0.0).sqrt().quantile(0.5)) + 1e-300
-    weights = share
+    distances = _distances(gram).sqrt()
+    medoid = int((distances @ share).argmin())
+    gram = gram - gram[medoid] - gram[:, medoid].unsqueeze(1) + gram[medoid, medoid]  # seen from the medoid
+    weights = torch.zeros_like(share)
+    nearest = distances[medoid].argsort(stable=True)[: len(share) // 2 + 1]
+    weights[nearest] = 1.0 / len(nearest)
     for _ in range(ITERATIONS):
-        middle = gram @ weights
+        before, middle = weights, gram @ weights
         square = gram.diagonal() - 2.0 * middle + weights @ middle
         weights = share / square.clamp(min=0.0).sqrt().clamp(min=floor)
         weights = weights / weights.sum()
+        if bool(((weights - before).abs() <= SETTLED * weights).all()):
+            break
     return weights
 
 

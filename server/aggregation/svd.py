@@ -12,8 +12,11 @@ Both work on stacked factors: QR of both, then the SVD of a matrix of at most Σ
 
 from __future__ import annotations
 
+from functools import partial
+
 from common.factors import A, B, Factors, factors_of, layers_of, singular, stacked
 from common.tensors import Tensors, add
+from server.aggregation.decomposition import settled
 from server.aggregation.gathered import Gathered
 from server.aggregation.rest import averaged_rest
 
@@ -37,7 +40,7 @@ def finish_fedsvd(mean: Tensors, adapter: Tensors) -> Tensors:
 
 def _split(layer: str, product: Factors, rank: int) -> Tensors:
     """Return U Σ and Vᵀ of a product as the factors of a layer, filled up with zeros to ``rank``."""
-    u, s, vt = singular(product, rank)
+    u, s, vt = settled(partial(singular, rank=rank), product)
     b, a = (u * s).new_zeros(len(u), rank), vt.new_zeros(rank, vt.shape[1])
     b[:, : len(s)], a[: len(s)] = u * s, vt
     return {layer + B: b.float(), layer + A: a.float()}

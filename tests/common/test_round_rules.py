@@ -46,6 +46,23 @@ def test_site_level_privacy_accounts_for_plain_rounds_alone(
         config_of("fedit", privacy=privacy, federation=federation)
 
 
+@pytest.mark.parametrize(
+    ("federation", "how"),
+    [
+        (LATE["carry"], "late 'carry'"),
+        (LATE["async"], "mode 'async'"),
+        ({"over_select": 1.5, "sites_per_round": 4}, "over_select"),
+    ],
+)
+def test_weight_cap_is_refused_where_fewer_sites_count_than_are_asked(federation: dict[str, Any], how: str) -> None:
+    capped = {"method": "fedit", "weights": "examples", "max_weight": 0.1}
+    with pytest.raises(ConfigError, match=rf"max_weight is set with federation.{how}.*expected weights 'uniform'"):
+        config_of("fedit", federation=federation, aggregation=capped)
+    config_of("fedit", federation={"sites_per_round": 4}, aggregation=capped)
+    config_of("fedit", federation=federation, aggregation={"method": "fedit", "weights": "uniform"})
+    config_of("fedit", federation=federation, aggregation={"weights": "examples", "robust": "median"})
+
+
 @pytest.mark.parametrize("how", LATE)
 def test_late_updates_and_adaptive_clipping_do_not_mix(how: str) -> None:
     privacy = {"unit": "example", "clipping": "adaptive"}
