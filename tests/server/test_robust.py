@@ -118,7 +118,7 @@ def test_method_that_needs_all_factors_takes_a_rules_weights(
     collected = Collected(1, spoilt.adapter, config, None, {})
     for site in reversed(spoilt.updates):
         collected.add(site, 2, spoilt.updates[site], spoilt.weights[site])
-    found = collected.aggregated()
+    found = collected.aggregated(1)
 
     shares = coefficients(rule, 1, spoilt.adapter, spoilt.updates, spoilt.weights, SCALE)
     assert sum(shares.values()) == pytest.approx(1.0)
