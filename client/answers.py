@@ -84,7 +84,7 @@ def answer_describe(header: bytes, site: Site, config: RunConfig, model: Adapted
     return SiteDescription(
         site=site.name,
         base_fingerprint=model.base.fingerprint,
-        initial_fingerprint=fingerprint(_start(model, config.seed)),
+        initial_fingerprint=fingerprint(_run_start(config, model)),
         num_examples=len(site.rows) if config.privacy.unit == "none" else None,
         mechanism=_report(mechanism),
         seeded=site.randomness.repeatable,
@@ -268,6 +268,13 @@ def _round_start(number: int, site: Site, config: RunConfig, model: AdaptedModel
     if method_of(config).fresh:
         start = fresh_factors(start, config.seed, number)
     return with_rank(start, expect_rank(config, site.max_rank, site.name))
+
+
+def _run_start(config: RunConfig, model: AdaptedModel) -> Tensors:
+    """Return the adapter that the run starts from, at the run's rank also where the site's model has a lower one."""
+    if config.adapter.kind == "lora" and model.settings.r < config.adapter.rank:
+        return initial_adapter(model, config.seed, config.adapter.rank)
+    return _start(model, config.seed)
 
 
 @weak_cache(2)

@@ -19,6 +19,9 @@ from common.kit import key_fingerprint
 from common.models.folder import model_folder, weights_fingerprint
 from common.sources import anchor
 
+LARGEST_RANK = 256
+"""Of the runs that a new site takes part in: more than papers use, and little beside a base model."""
+
 _TEMPLATE = """\
 # The site config of fedtune: yours alone, it never leaves the site. docs/site.md explains every key.
 name: {name}
@@ -41,6 +44,7 @@ policy:
     - sha256: {sha256}
   tasks: [{task}]
   epsilon_per_run: {epsilon}
+  largest_rank: {largest_rank}        # of a run; max_rank is what the device holds of it
   largest_rounds: 100
   metrics: []              # train_loss and clip_norm may leave, noised and charged, only if named here
   # hours: 20:00-06:00
@@ -131,6 +135,7 @@ def _text(folder: Path, answers: Answers) -> str:
         delta=f"{answers.delta:g}",
         unit="example" if answers.person_field is None else "user",
         sha256=fingerprint,
+        largest_rank=LARGEST_RANK,
     )
 
 

@@ -95,7 +95,8 @@ class SiteConfig(Section):
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     max_rank: Annotated[int, Field(ge=1)] | None = None
-    """Largest rank of LoRA factors that fits the device; any if not given. The coordinator sends no more."""
+    """Largest rank of LoRA factors that fits the device; any if not given. No more is held, tested, sent or trained
+    here, save for a correction to the base (flora, fedex_lora), whose rank the run decides."""
 
     socket: Annotated[str, Field(min_length=1)] | None = None
     """The agent's socket, at most 100 bytes of path; state/run/agent.sock beside the site config if not given."""

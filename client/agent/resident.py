@@ -30,6 +30,7 @@ from client.site_config import SiteConfig, load_site_config
 from common.config.run import RunConfig
 from common.errors import ConfigError
 from common.flower_keys import CONFIG_YAML
+from common.methods import expect_rank
 from common.models.adapter import AdaptedModel
 from common.models.resident import loads, resident_model
 from common.run_source import run_config_of
@@ -121,9 +122,11 @@ class ResidentSite:
         own = load_site_config(self._path)
         expect_open(own.policy, datetime.now())
         config = _run_config(config_yaml)
-        model = resident_model(agreed_config(config, own), own.device)
+        agreed = agreed_config(config, own)
+        rank = expect_rank(agreed, own.max_rank, own.name)
+        expect_size(own.policy, agreed)
+        model = resident_model(agreed, own.device, rank)
         expect_base(own.policy, model)
-        expect_size(own.policy, model)
         return answer(kind, header, payload, self._site(config, own, model), config, model)
 
     def _site(self, config: RunConfig, own: SiteConfig, model: AdaptedModel) -> Site:

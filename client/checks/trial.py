@@ -20,9 +20,10 @@ from client.site import real_site
 from client.site_config import SiteConfig
 from client.start_check import self_test
 from client.training.loop import train_locally
+from common.config.adapter import AdapterConfig
 from common.config.run import RunConfig
 from common.config.yaml_text import parse_value
-from common.methods import trained_names
+from common.methods import expect_rank, trained_names
 from common.models.adapter import AdaptedModel, initial_adapter
 from common.models.base import choose_device
 from common.models.resident import resident_model
@@ -41,9 +42,11 @@ def trial_run(site_config: SiteConfig, num_units: int) -> RunConfig:
         num_units: its records, or persons for a budget of unit user.
     """
     rows, policy = site_config.rows, site_config.policy
-    adapter = {"kind": policy.adapters[0]}
+    adapter: dict[str, str | int] = {"kind": policy.adapters[0]}
     if adapter["kind"] == "head_only" and rows.task != "classification":
         adapter = {"kind": "lora"}
+    if site_config.max_rank is not None and adapter["kind"] == "lora":
+        adapter["rank"] = min(site_config.max_rank, AdapterConfig().rank)
     return RunConfig.model_validate(
         {
             "name": "trial",
@@ -79,7 +82,6 @@ class Trial:
         """Load the base model and compare its fingerprint with the policy."""
         model = self._load()
         expect_base(self._policy, model)
-        expect_size(self._site_config.policy, model)
         allowed = bool(self._policy.base_models)
         return Finding(
             "base model", "pass" if allowed else "note", f"SHA-256 {model.base.fingerprint}",
@@ -116,7 +118,11 @@ class Trial:
         return f"{trained.steps} step in {time.perf_counter() - began:.1f} s; dropped, nothing charged"
 
     def _load(self) -> AdaptedModel:
-        return resident_model(agreed_config(self._config, self._site_config), self._site_config.device)
+        own = self._site_config
+        agreed = agreed_config(self._config, own)
+        rank = expect_rank(agreed, own.max_rank, own.name)
+        expect_size(own.policy, agreed)
+        return resident_model(agreed, own.device, rank)
 
 
 def _free_bytes(device: torch.device) -> int | None:

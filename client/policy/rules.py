@@ -1,10 +1,11 @@
 """The policy against a run: the key of the run config that goes beyond it is named, in the site's log and to the run.
 
-Three moments, each before anything is charged or trained:
+Four moments, each before anything is charged or trained:
 
 =====================  ==============================================================================================
 :func:`expect_open`    the message arrives: the site is not paused, and the hour is one of its own
 :func:`expect_run`     the run config is known: what it says alone; no row is read before
+:func:`expect_size`    the adapter's numbers are counted on the base model's shapes; nothing is loaded or made before
 :func:`expect_plan`    rows are counted and noise is planned: noise, steps, ε of the whole run
 =====================  ==============================================================================================
 
@@ -25,6 +26,7 @@ from client.site_config import Budget
 from common.config.run import RunConfig
 from common.errors import PolicyError
 from common.models.adapter import AdaptedModel
+from common.models.size import adapter_size
 from common.privacy.planning import Mechanism
 
 _SHOWN = 80
@@ -113,14 +115,21 @@ def expect_run_spend(policy: Policy, charges: Sequence[Charge], budget: Budget) 
         raise _beyond("federation.rounds", got, f"at most {policy.epsilon_per_run:g} for one run")
 
 
-def expect_size(policy: Policy, model: AdaptedModel) -> None:
-    """Check how many numbers a run trains.
+def expect_size(policy: Policy, config: RunConfig) -> None:
+    """Check how many numbers a run trains, before any of them is made.
+
+    Args:
+        policy: the site's.
+        config: the run config as the site carries it out, with its own base model.
 
     Raises:
         PolicyError: if there are more than the policy allows.
+        ModelError: for a base model or target modules that would not do.
     """
-    count = sum(parameter.numel() for parameter in model.parameters.values())
-    if policy.largest_parameters is not None and count > policy.largest_parameters:
+    if policy.largest_parameters is None:
+        return
+    count = adapter_size(config)
+    if count > policy.largest_parameters:
         got = f"{count} numbers with adapter.rank and adapter.virtual_tokens"
         expected = f"at most {policy.largest_parameters}, which is policy.largest_parameters"
         raise _beyond("adapter.target_modules", got, expected)

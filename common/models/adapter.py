@@ -19,7 +19,7 @@ from common.models.narrowing import Columns, first_column, last_column
 from common.models.packing import Forward, PackedForward, Start, plain_forward
 from common.models.pooled import MeanPooledClassifier
 from common.models.prompt import PROMPT, expect_promptable, initial_prompt, prompt_forward
-from common.models.side_paths import Corrections, add_cores, spectral_start
+from common.models.side_paths import Corrections, add_cores, set_scale, spectral_start
 from common.randomness import torch_generator
 from common.tensors import Tensors
 
@@ -132,7 +132,13 @@ def _base_forward(base: BaseModel, data: Purpose) -> Forward:
 
 
 def adapt(
-    base: BaseModel, adapter: AdapterConfig, data: Purpose, device: torch.device, *, core: bool = False
+    base: BaseModel,
+    adapter: AdapterConfig,
+    data: Purpose,
+    device: torch.device,
+    *,
+    core: bool = False,
+    rank: int | None = None,
 ) -> AdaptedModel:
     """Put LoRA factors or a prompt, and a trainable head, on ``base`` (in place).
 
@@ -142,6 +148,7 @@ def adapt(
         data: what it is for.
         device: where it computes.
         core: whether a core stands between the factors (Fed-SB).
+        rank: that LoRA factors are made with; the adapter's if not given. The scale α/r stays the adapter's.
 
     Raises:
         ModelError: for target modules that the model does not have, or a prompt that it has no place for.
@@ -154,7 +161,7 @@ def adapt(
         settings = _prompt_settings(base, adapter, data, heads)
         forward = prompt_forward(base, adapter.virtual_tokens, data.task)
     else:
-        settings = _lora_settings(base, adapter, data, heads, targets)
+        settings = _lora_settings(base, adapter, data, heads, targets, rank or adapter.rank)
     try:
         module = peft.get_peft_model(base.module, settings, adapter_name=_ADAPTER)
     except (ValueError, TypeError) as error:
@@ -163,6 +170,8 @@ def adapt(
             f"adapter.target_modules {targets!r} do not fit the model ({first[:120]}); expected names of its "
             "linear layers. Try 'auto' or 'all-linear'."
         ) from None
+    if adapter.kind == "lora":
+        set_scale(module, _ADAPTER, adapter.alpha / adapter.rank)
     if core:
         add_cores(module, _ADAPTER)
     module.to(device)
@@ -187,13 +196,13 @@ def _in_float32(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ..
 
 
 def _lora_settings(
-    base: BaseModel, adapter: AdapterConfig, data: Purpose, heads: list[str], targets: str | tuple[str, ...]
+    base: BaseModel, adapter: AdapterConfig, data: Purpose, heads: list[str], targets: str | tuple[str, ...], rank: int
 ) -> Any:
     model_config: Any = base.module.config
     make: Any = peft.LoraConfig
     return make(
         task_type=_task_type(data),
-        r=adapter.rank if adapter.kind == "lora" else 1,
+        r=rank if adapter.kind == "lora" else 1,
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
@@ -244,13 +253,20 @@ def _expect_all_kept(module: nn.Module, parameters: Mapping[str, nn.Parameter], 
         raise ModelError(f"adapter.target_modules has {missed[0]!r}, which names no linear layer; expected one.")
 
 
-def initial_adapter(model: AdaptedModel, seed: int) -> Tensors:
+def initial_adapter(model: AdaptedModel, seed: int, rank: int | None = None) -> Tensors:
     """Return the adapter a run starts from, the same in every process for one seed.
 
     A is uniform as in Kaiming initialisation with a = √5 and B is zero, so that BA = 0 (Hu et al. 2106.09685);
     a head keeps pretrained values, and a new one is normal with the model's ``initializer_range``, biases zero;
     a prompt starts at entries of the vocabulary, see :func:`common.models.prompt.initial_prompt`. With a core, A and B
     are singular vectors of the frozen weight and the core is zero, see :func:`common.models.side_paths.spectral_start`.
+
+    A of a lower rank is the first rows of A of a higher one, to the bit.
+
+    Args:
+        model: the adapted model.
+        seed: of the run.
+        rank: of the factors A and B; that which the model was made with if not given.
 
     Returns:
         Float32 CPU tensors by saved name.
@@ -267,9 +283,9 @@ def initial_adapter(model: AdaptedModel, seed: int) -> Tensors:
         elif name.endswith((A, B)) and name[: -len(A)] + R in model.parameters:
             value = spectral_start(model.module, name, model.settings.r, seed)
         elif name.endswith(A):
-            value = initial_a(model.settings.r, parameter.shape[1], generator)
+            value = initial_a(rank or model.settings.r, parameter.shape[1], generator)
         elif name.endswith(B):
-            value = torch.zeros(len(parameter), model.settings.r)
+            value = torch.zeros(len(parameter), rank or model.settings.r)
         elif not name.endswith(R):
             if name not in untrained:
                 value = _pretrained(model, name)

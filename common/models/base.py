@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +28,10 @@ _LOADING_ERRORS = (
 """What transformers raises for folders that are broken in one way or another."""
 
 
+_OF_FILES = ("use_safetensors", "local_files_only", "output_loading_info", "ignore_mismatched_sizes")
+"""What only says how files are read."""
+
+
 class Purpose(Protocol):
     """What a model is for: the part of the ``data`` section, or of an exported adapter's record, that shapes it."""
 
@@ -41,6 +46,10 @@ class Purpose(Protocol):
     @property
     def max_length(self) -> int:
         """Most tokens of a row."""
+
+
+Load = Callable[[Any, Path, Purpose, dict[str, Any]], tuple[Any, frozenset[str]]]
+"""From one of transformers' auto classes, a folder, a purpose and arguments to the model and the names it lacks."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,8 @@ def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
 def load_base(config: ModelConfig, data: Purpose, device: torch.device) -> BaseModel:
     """Load the base model for a task onto ``device``, frozen.
 
+    On the meta device it has the shapes of its layers alone: no weights are read, and its fingerprint is empty.
+
     Raises:
         ModelError: no safetensors weights, an unknown family, weights that do not fit the architecture.
     """
@@ -123,20 +134,23 @@ def load_base(config: ModelConfig, data: Purpose, device: torch.device) -> BaseM
     if family.blocks is not None:
         register()
         arguments["attn_implementation"] = PACKED
-    if config.quantization == "4bit":
+    has_weights = device.type != "meta"
+    load = _from_pretrained if has_weights else _shapes_alone
+    if config.quantization == "4bit" and has_weights:
         arguments |= _four_bit(device)
     if config.pooling == "mean":
         family = family.mean_pooled()
-        module, untrained = _load_pooled(folder, family, data, arguments)
+        module, untrained = _load_pooled(folder, family, data, arguments, load)
     else:
-        module, untrained = _load_classifier_or_lm(folder, family, data, arguments)
+        module, untrained = _load_classifier_or_lm(folder, family, data, arguments, load)
     module.requires_grad_(requires_grad=False)
-    if config.quantization == "none":
+    if config.quantization == "none" or not has_weights:
         module.to(device)
     if config.gradient_checkpointing:
         module.activation_checkpointing_enable({"use_reentrant": True})
         module.enable_input_require_grads()
-    return BaseModel(module, tokenizer, family, weights_fingerprint(folder), untrained, folder)
+    fingerprint = weights_fingerprint(folder) if has_weights else ""
+    return BaseModel(module, tokenizer, family, fingerprint, untrained, folder)
 
 
 def expect_positions(settings: Any, family: Family, max_length: int, virtual_tokens: int = 0) -> None:
@@ -158,7 +172,7 @@ def expect_positions(settings: Any, family: Family, max_length: int, virtual_tok
 
 
 def _load_classifier_or_lm(
-    folder: Path, family: Family, data: Purpose, arguments: dict[str, Any]
+    folder: Path, family: Family, data: Purpose, arguments: dict[str, Any], load: Load
 ) -> tuple[Any, frozenset[str]]:
     """Load transformers' own model for the task; return it and the names of head parameters that are new."""
     auto: Any = (
@@ -166,16 +180,16 @@ def _load_classifier_or_lm(
         if data.task == "classification"
         else transformers.AutoModelForCausalLM
     )
-    module, missing = _from_pretrained(auto, folder, data, arguments)
+    module, missing = load(auto, folder, data, arguments)
     _refuse_missing(missing, family.heads if data.task == "classification" else (), folder)
     return module, missing
 
 
-def _load_pooled(folder: Path, family: Family, data: Purpose, arguments: dict[str, Any]) -> tuple[Any, frozenset[str]]:
+def _load_pooled(
+    folder: Path, family: Family, data: Purpose, arguments: dict[str, Any], load: Load
+) -> tuple[Any, frozenset[str]]:
     """Load the bare encoder under our classifier; a head in the checkpoint was trained on other features: not used."""
-    encoder, missing = _from_pretrained(
-        transformers.AutoModel, folder, data, arguments | dict(family.mean_pooling or {})
-    )
+    encoder, missing = load(transformers.AutoModel, folder, data, arguments | dict(family.mean_pooling or {}))
     _refuse_missing(missing, (), folder)
     module = MeanPooledClassifier(encoder, len(data.labels or ()))
     return module, frozenset({"classifier.weight", "classifier.bias"})
@@ -192,6 +206,20 @@ def _from_pretrained(auto: Any, folder: Path, data: Purpose, arguments: dict[str
             "config.json. Check the folder."
         ) from None
     return module, frozenset(report["missing_keys"])
+
+
+def _shapes_alone(auto: Any, folder: Path, data: Purpose, arguments: dict[str, Any]) -> tuple[Any, frozenset[str]]:
+    """As :func:`_from_pretrained`, on the meta device and without weights."""
+    kept = {key: value for key, value in arguments.items() if key not in (*_OF_FILES, "config")}
+    try:
+        with torch.device("meta"):
+            return auto.from_config(arguments["config"], **kept), frozenset()
+    except _LOADING_ERRORS as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"model.source: {folder / 'config.json'} makes no model for {data.task} ({first[:160]}); expected a model "
+            "config. Check the folder."
+        ) from None
 
 
 def _model_settings(folder: Path, data: Purpose) -> Any:

@@ -23,23 +23,28 @@ class _Resident:
 _resident = _Resident()
 
 
-def resident_model(config: RunConfig, device: str = "auto") -> AdaptedModel:
+def resident_model(config: RunConfig, device: str = "auto", rank: int | None = None) -> AdaptedModel:
     """Return the adapted model of ``config``, loading it if this process has not yet.
 
     One is held at a time: that of another config goes before this one is loaded, so that memory never has to hold two
     bases, unless somebody else holds on to it.
 
     Whoever takes it loads the adapter it wants first: nothing is assumed about the values it was left with.
+
+    Args:
+        config: the run config.
+        device: to compute on.
+        rank: that factors are made with, where the device holds fewer than the run's; the run's if not given.
     """
     data, core = config.data, method_of(config).core
-    key = (config.model, config.adapter, data, device, core)
+    key = (config.model, config.adapter, data, device, core, rank or config.adapter.rank)
     if _resident.model is not None and _resident.key == key:
         return _resident.model
     clear()
     gc.collect()  # modules refer to each other in circles: without this the old weights stay until Python cares to look
     _resident.loads += 1
     chosen = choose_device(device)
-    model = adapt(load_base(config.model, data, chosen), config.adapter, data, chosen, core=core)
+    model = adapt(load_base(config.model, data, chosen), config.adapter, data, chosen, core=core, rank=rank)
     _resident.key, _resident.model = key, model
     return model
 

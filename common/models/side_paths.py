@@ -98,6 +98,13 @@ class CoredFactor(nn.Module):
         return found
 
 
+def set_scale(module: nn.Module, adapter: str, scale: float) -> None:
+    """Scale the product BA of every LoRA layer by ``scale``, whatever rank its factors were made with, in place."""
+    for layer in [layer for layer in module.modules() if _has_factors(layer, adapter)]:
+        scaling: Any = layer.scaling
+        scaling[adapter] = scale
+
+
 def add_cores(module: nn.Module, adapter: str) -> None:
     """Put a core between the factors of every LoRA layer, in place."""
     for layer in [layer for layer in module.modules() if _has_factors(layer, adapter)]:

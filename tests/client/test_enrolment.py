@@ -47,7 +47,7 @@ def test_init_writes_a_site_config_a_key_and_a_ledger_and_says_what_to_send(
         "north", ("heart", "skin", "bones"), 8.0, "user",
     )  # fmt: skip
     assert (own.max_rank, own.person_field, own.policy.metrics) == (4, "patient", ())
-    assert len(own.policy.base_models) == 1
+    assert (len(own.policy.base_models), own.policy.largest_rank) == (1, 256)
     Ledger(Path(own.ledger)).expect_ready()
     places = Places.beside(tmp_path / "north" / "site.yaml")
     assert str(places.public_key) in shown
