@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 Key = TypeVar("Key", bound=Hashable)
 
-EXPIRES_AFTER_S = 30.0
+EXPIRES_AFTER_S = 10.0
 """Seconds after its last deadline until a message that no site has taken is not delivered any more."""
 
 RETURN_S = 30.0

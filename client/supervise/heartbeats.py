@@ -55,3 +55,24 @@ def note_answers() -> None:
         return answer
 
     client.ActivateNode, client.SendNodeHeartbeat = activate_noted, beat_noted
+
+
+def keep_beating() -> None:
+    """Have a SuperNode that is started in this process later send heartbeats whatever became of the last.
+
+    Flower's stop for good at an answer that it does not expect, such as an error of a busy database: the coordinator
+    then takes the SuperNode for gone, which asks it for messages all the while.
+    """
+    flower: Any = import_module("flwr.supercore.heartbeat")
+    beat = flower.HeartbeatSender._heartbeat
+
+    def beat_on(self: Any) -> None:
+        try:
+            beat(self)
+        except flower.HeartbeatFailure:
+            raise  # which is tried again
+        except Exception as error:  # noqa: BLE001 - whatever it was, the site is still here
+            logger.warning("the coordinator did not take a heartbeat (%s); the next follows", type(error).__name__)
+            raise flower.HeartbeatFailure from None
+
+    flower.HeartbeatSender._heartbeat = beat_on

@@ -7,7 +7,7 @@ import sys
 from importlib.metadata import entry_points
 
 from client.supervise.deaf_node import end_when_deaf
-from client.supervise.heartbeats import note_answers
+from client.supervise.heartbeats import keep_beating, note_answers
 from client.supervise.prompt_polls import poll_promptly
 from client.supervise.sign_off import sign_off_before
 from client.supervise.steady_link import make_steady
@@ -22,6 +22,7 @@ def main() -> None:
     ours.propagate = False
     make_steady()
     sign_off_before(sys.argv[1:])
+    keep_beating()
     note_answers()  # not those to signing off
     end_when_deaf()
     poll_promptly()

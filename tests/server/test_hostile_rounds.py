@@ -89,8 +89,8 @@ def test_request_expires_with_its_round_unless_a_late_answer_counts(make_config:
         config = make_config(federation=federation)
         return {round(one.metadata.ttl) for one in requests(make_round(config), config, 60.0).values()}
 
-    assert seconds() == {90}
-    assert seconds(below_min="extend", extension_s=600.0) == {690}
+    assert seconds() == {70}
+    assert seconds(below_min="extend", extension_s=600.0) == {670}
     assert min(seconds(late="carry")) > 3600
 
 

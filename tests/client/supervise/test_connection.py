@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from flwr.supercore.heartbeat import HeartbeatSender
 from typer.testing import CliRunner
 
 from client.agent.server import AgentServer
@@ -23,7 +25,7 @@ from client.places import Places
 from client.site_config import load_site_config
 from client.supervise import heartbeats
 from client.supervise.connection import CONNECTING_S, HEARD_S, Connection, connection_of, last_answer, note_of
-from client.supervise.heartbeats import AnswerNote, note_answers
+from client.supervise.heartbeats import AnswerNote, keep_beating, note_answers
 from client.supervise.running import only_one
 from common.processes import identity_of
 from tests.client.real_sites import RealSite
@@ -232,3 +234,24 @@ def test_status_and_check_fail_a_supernode_that_waits_to_be_started_again(make_s
         assert status(site)[0] == 1
         finding = at_coordinator(site)
         assert (finding.outcome, "4 starts" in finding.found, "site.pub" in finding.remedy) == ("fail", True, True)
+
+
+def test_heartbeats_go_on_after_an_answer_that_flower_does_not_expect(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HeartbeatSender, "_heartbeat", HeartbeatSender._heartbeat)  # put back afterwards
+    keep_beating()
+    answers: list[bool | Exception] = [RuntimeError("not recognised"), False, ValueError("a busy database"), True]
+    beaten = threading.Event()
+
+    def beat() -> bool:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        if answer:
+            beaten.set()
+        return answer
+
+    sender = HeartbeatSender(beat)
+    sender.start()
+    assert beaten.wait(60)
+    assert sender.is_running
+    sender.stop()
