@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,21 +21,17 @@ from client.supervise.folders import ledger_files
 from client.supervise.users import hand_over
 from common.errors import ConfigError
 from tests.federation_keys import unsigned_kit
+from tests.other_users import as_user, expect_users, switches_users
 
 USERS = Users(agent="daemon", supernode="games", executor="nobody")
-PYTHON = shutil.which("python3", path="/usr/bin:/usr/local/bin")
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0 or PYTHON is None, reason="only root may switch users")
+pytestmark = switches_users
 
 
 @pytest.fixture
 def site() -> Iterator[tuple[Places, SiteConfig]]:
     """A site in a folder that everybody may pass through, its files handed over."""
-    for user in USERS.model_dump().values():
-        try:
-            pwd.getpwnam(user)
-        except KeyError:
-            pytest.skip(f"this system has no user {user}")
+    expect_users(*USERS.model_dump().values())
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -55,16 +50,6 @@ def site() -> Iterator[tuple[Places, SiteConfig]]:
         write_files(places, unsigned_kit())
         hand_over(places, config)
         yield places, config
-
-
-def as_user(name: str, code: str, *arguments: Path) -> bool:
-    """Whether a program that another user runs ends well."""
-    user = pwd.getpwnam(name)
-    command = [str(PYTHON), "-c", code, *map(str, arguments)]
-    done = subprocess.run(
-        command, user=name, group=user.pw_gid, extra_groups=[], cwd="/", capture_output=True, check=False
-    )
-    return done.returncode == 0
 
 
 def may_read(name: str, path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from server.control.steered import Settings, Steered, StoppedError
 from server.outcome import Outcome
 from server.run_place import RunPlace, ask_for_run
 from server.state_folder import StateFolder
+from tests.other_users import as_user, expect_users, switches_users
 from tests.server.coordinator import LOOPBACK, coordinator, free_port
 from tests.server.run_configs import run_config
 
@@ -226,6 +228,35 @@ def test_socket_is_the_owners_alone_and_goes_with_the_service() -> None:
         assert stat.S_IMODE(made.state.path.stat().st_mode) == 0o700
         path = made.place.socket
     assert not path.exists()
+
+
+CONNECT = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+IS_DENIED = f"""
+try:
+    {CONNECT}
+except PermissionError:
+    sys.exit(0)
+sys.exit(1)
+"""
+
+
+@switches_users
+def test_another_local_user_reaches_the_socket_neither_through_its_folder_nor_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expect_users("nobody")
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp")  # noqa: S108 - which everybody may pass through
+    with service() as made:
+        path, folder = made.place.socket, made.state.path
+        folder.parent.chmod(0o755)
+        assert as_user("nobody", IS_DENIED, path)
+        for passable in (folder, path.parent):
+            passable.chmod(0o755)
+        assert as_user("nobody", IS_DENIED, path)
+        path.chmod(0o666)
+        assert as_user("nobody", CONNECT, path)
+        with made.client() as client:
+            assert client.status()["run"] == "tiny"
 
 
 def test_health_and_reflection_answer() -> None:
