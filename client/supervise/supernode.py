@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 
 from client.supervise.deaf_node import end_when_deaf
 from client.supervise.heartbeats import keep_beating, note_answers
+from client.supervise.in_step import answer_in_step
 from client.supervise.prompt_polls import poll_promptly
 from client.supervise.sign_off import sign_off_before
 from client.supervise.steady_link import make_steady
@@ -25,6 +26,7 @@ def main() -> None:
     keep_beating()
     note_answers()  # not those to signing off
     end_when_deaf()
+    answer_in_step()
     poll_promptly()
     (program,) = entry_points(group="console_scripts", name=PROGRAM)
     sys.argv[0] = PROGRAM
