@@ -74,14 +74,16 @@ class Live:
         return connection
 
     @contextmanager
-    def node(self, key: bytes, folder: Path, authority: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
-        """A site's SuperNode that connects through the gateway."""
+    def node(
+        self, key: bytes, folder: Path, authority: Path | None = None, address: str | None = None
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """A site's SuperNode that connects through the gateway, or to another address."""
         file = folder / f"site-{free_port()}.key"
         file.write_bytes(key)
         file.chmod(0o600)
-        command = [
+        command: list[str | Path] = [
             BIN / "flower-supernode", "--root-certificates", authority or self.state.ca_certificate,
-            "--superlink", self.state.config().address, "--auth-supernode-private-key", file,
+            "--superlink", address or self.state.config().address, "--auth-supernode-private-key", file,
             "--isolation", "process", "--port", str(free_port()), "--max-retries", "2",
         ]  # fmt: skip
         env = {**self.environment(), "FLWR_HOME": str(folder)}

@@ -57,11 +57,12 @@ class Upstream:
 
 @dataclass
 class Running:
-    """A gateway that serves, what is behind it, and the coordinator's files."""
+    """A gateway that serves, what is behind it, the coordinator's files, and where connections come from."""
 
     state: StateFolder
     config: ServerConfig
-    upstream: Upstream
+    upstream: Upstream = field(default_factory=Upstream)
+    source: str = LOOPBACK
 
     def trusting(self) -> ssl.SSLContext:
         """TLS that takes the federation's gateway alone."""
@@ -73,11 +74,15 @@ class Running:
             base_url=f"https://{LOOPBACK}:{self.config.port}", verify=self.trusting(), trust_env=False, timeout=START_S
         )
 
+    def plain(self) -> socket.socket:
+        """A TCP connection that has not said anything."""
+        return socket.create_connection((LOOPBACK, self.config.port), timeout=START_S, source_address=(self.source, 0))
+
     @contextlib.contextmanager
     def connection(self) -> Iterator[ssl.SSLSocket]:
         """A TLS connection to write on byte by byte."""
         with (
-            socket.create_connection((LOOPBACK, self.config.port), timeout=START_S) as plain,
+            self.plain() as plain,
             self.trusting().wrap_socket(plain, server_hostname=LOOPBACK) as secure,
         ):
             yield secure
@@ -87,6 +92,30 @@ class Running:
         with self.connection() as secure:
             secure.sendall(request)
             return read_to_end(secure)
+
+
+def drip(secure: ssl.SSLSocket, head: bytes) -> bytes:
+    """Send a header that never ends, a line now and then, and return what comes before the other side closes."""
+    secure.settimeout(0.2)
+    secure.sendall(head)
+    while True:
+        try:
+            secure.sendall(b"x: y\r\n")
+            return secure.recv(100)
+        except TimeoutError:
+            continue
+        except (ConnectionError, ssl.SSLError):
+            return b""
+
+
+def overflow(secure: ssl.SSLSocket, head: bytes, size_bytes: int) -> bytes:
+    """Send a body of undeclared length, for as long as the other side takes it, and return what comes back."""
+    piece = b"10000\r\n" + b"x" * 65536 + b"\r\n"
+    with contextlib.suppress(ConnectionError, ssl.SSLError):  # it closes on whoever goes on sending
+        secure.sendall(head + b"transfer-encoding: chunked\r\n\r\n")
+        for _ in range(size_bytes // 65536):
+            secure.sendall(piece)
+    return read_to_end(secure)
 
 
 def read_to_end(connection: socket.socket) -> bytes:

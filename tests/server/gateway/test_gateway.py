@@ -19,7 +19,7 @@ from server.gateway.forward import TRY_AGAIN
 from server.gateway.serve import gateway_server
 from server.state_folder import StateFolder, write_private
 from tests.server.coordinator import LOOPBACK, coordinator
-from tests.server.gateway.running import START_S, Running, read_to_end, running, serving
+from tests.server.gateway.running import START_S, Running, drip, overflow, read_to_end, running, serving
 
 HEAD = b"POST /v1/fleet/pull-messages HTTP/1.1\r\nhost: x\r\n"
 
@@ -108,14 +108,7 @@ def test_declared_body_over_the_limit_is_refused_before_it_is_sent(gateway: Runn
 
 def test_undeclared_body_over_the_limit_is_refused_on_the_way(gateway: Running) -> None:
     with gateway.connection() as secure:
-        secure.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n")
-        answer = b""
-        try:
-            for _ in range(40):
-                secure.sendall(b"10000\r\n" + b"x" * 65536 + b"\r\n")
-        except (ConnectionError, ssl.SSLError):
-            pass  # it closes on whoever goes on sending
-        answer = read_to_end(secure)
+        answer = overflow(secure, HEAD, 40 * 65536)
     assert answer.split(b" ")[1:2] in ([b"413"], [])
 
 
@@ -146,18 +139,7 @@ def test_connection_that_never_ends_its_header_is_closed(gateway: Running, sent:
 
 def test_header_that_drips_is_closed_all_the_same(gateway: Running) -> None:
     with gateway.connection() as secure:
-        secure.settimeout(0.2)
-        secure.sendall(HEAD)
-        got = None
-        while got is None:
-            try:
-                secure.sendall(b"x: y\r\n")
-                got = secure.recv(100)
-            except TimeoutError:
-                continue
-            except (ConnectionError, ssl.SSLError):
-                got = b""
-    assert got == b""
+        assert drip(secure, HEAD) == b""
 
 
 def test_second_header_on_a_connection_has_its_time_too(gateway: Running) -> None:
