@@ -19,9 +19,6 @@ from common.kit import key_fingerprint
 from common.models.folder import model_folder, weights_fingerprint
 from common.sources import anchor
 
-LARGEST_RANK = 256
-"""Of the runs that a new site takes part in: more than papers use, and little beside a base model."""
-
 _TEMPLATE = """\
 # The site config of fedtune: yours alone, it never leaves the site. docs/site.md explains every key.
 name: {name}
@@ -67,6 +64,7 @@ class Answers:
         device: to compute on.
         max_rank: the largest that fits the device.
         person_field: field that names the person of a row; the budget is for persons then.
+        largest_rank: the largest that a run may have.
     """
 
     name: str
@@ -79,6 +77,7 @@ class Answers:
     device: str
     max_rank: int | None
     person_field: str | None
+    largest_rank: int
 
 
 def write_site(folder: Path, answers: Answers) -> list[str]:
@@ -135,7 +134,7 @@ def _text(folder: Path, answers: Answers) -> str:
         delta=f"{answers.delta:g}",
         unit="example" if answers.person_field is None else "user",
         sha256=fingerprint,
-        largest_rank=LARGEST_RANK,
+        largest_rank=answers.largest_rank,
     )
 
 

@@ -27,6 +27,7 @@ def init(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     max_rank: Annotated[int | None, typer.Option(help="Largest rank that fits the device.")] = None,
     person_field: Annotated[str | None, typer.Option(help="Field that names the person of a row.")] = None,
+    largest_rank: Annotated[int, typer.Option(help="Largest rank that a run may have.")] = 256,
     debug: Debug = False,
 ) -> None:
     """Write site.yaml, make the site's key and its ledger, and say what to send to the coordinator.
@@ -45,6 +46,7 @@ def init(
             model=model or typer.prompt("Base model (a folder or package:NAME/folder)"),
             epsilon=epsilon if epsilon is not None else typer.prompt("ε that no record is taken beyond", type=float),
             delta=delta, device=device, max_rank=max_rank, person_field=person_field,
+            largest_rank=largest_rank,
         )  # fmt: skip
         for line in write_site(folder, asked):
             say(line)

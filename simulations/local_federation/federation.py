@@ -181,7 +181,7 @@ def real_sites(
 
     Args:
         federation: that they join.
-        config: whose task, labels and base model they allow.
+        config: whose task, labels, base model and rank they allow.
         files: private rows by site, each in the folder of its site.
         epsilon: budget of each.
         ways: of sites that get to the coordinator otherwise than straight.
@@ -194,6 +194,7 @@ def real_sites(
                 "client", "init", folder, "--name", site, "--data", rows, "--task", config.data.task,
                 "--labels", labels, "--model", config.model.source, "--epsilon", str(epsilon),
                 "--delta", str(config.privacy.delta), "--device", "cpu",
+                "--largest-rank", str(config.adapter.rank),
             )  # fmt: skip
             way = (ways or {}).get(site, Way())
             kit = federation.enrol(site, folder / "keys" / "site.pub", way.address)
