@@ -17,7 +17,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from flwr.superlink.grid.http_grid import HttpGrid
 
 from common.flower_records import from_records, to_records
-from server.downloads import PROMPT_S, DownloadingGrid, downloading
+from server.downloads import DownloadingGrid, downloading
 from server.transport import Exchange
 from simulations.flower_internals import identify_process
 from tests.server.test_transport import Seconds, Trickle
@@ -151,4 +151,3 @@ def test_grid_of_this_process_is_left_as_it_is() -> None:
         assert grid is own
     with downloading(HttpGrid(token="x")) as apart:
         assert isinstance(apart, DownloadingGrid)
-    assert PROMPT_S < 1
