@@ -2,7 +2,8 @@
 
 Run it with ``python -m simulations.results.hostile``. Each cell is a run of the embedded clinic data at twelve sites,
 two of them hostile, into ``runs/hostile/``; runs that are complete are not repeated, and several processes may work
-side by side. Malformed updates are met by admission, which cannot be turned off. Against the others the rule is
+side by side. Malformed updates are met by admission, which cannot be turned off: one seed. Against the others, of three
+seeds, the rule is
 
 * multi_krum against two bad sites;
 * a cap on each site's share of the weight, where rows are declared.
@@ -10,10 +11,10 @@ side by side. Malformed updates are met by admission, which cannot be turned off
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Annotated, Literal, get_args
 
 import typer
@@ -27,18 +28,24 @@ from common.errors import ConfigError, FedtuneError
 from common.methods import METHODS
 from simulations.commands.options import set_up
 from simulations.commands.progress import RunLines
+from simulations.results.page import markdown, write_tables
+from simulations.study.intervals import over_seeds
 from simulations.study.runs import PlannedRun, plan_runs, run_missing
+from simulations.study.shown import NOTHING, signed_interval
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS, PAGE = ROOT / "runs" / "hostile", ROOT / "docs" / "hostile.md"
+COMMAND = "python -m simulations.results.hostile"
 
-SITES, HOSTILE, LARGEST_MOVE = 12, 2, 0.05
+SITES, HOSTILE, LARGEST_MOVE, SEEDS = 12, 2, 0.05, 3
 ATTACKS: tuple[AttackName, ...] = tuple(name for name in get_args(AttackName) if name != "gaussian_noise")
 """The seventeen of the table, a declared weight counted as one: negative or huge."""
 WEIGHTS: tuple[AttackName, ...] = ("negative_weight", "huge_weight")
 """Attacks on what sites declare, in a run that is weighted by it."""
 WELL_FORMED: tuple[AttackName, ...] = ("denormal_flood", "sign_flip", "scale_1000", "huge_weight")
-"""Attacks that admission alone lets in: for these there is a run with the matching rule, and one without."""
+"""Attacks that admission alone lets in: for these there are runs with the matching rule, and without."""
+MALFORMED: tuple[AttackName, ...] = tuple(name for name in ATTACKS if name not in WELL_FORMED)
+"""Those that it refuses."""
 
 KRUM = ["robust: multi_krum", f"robust_sites: {HOSTILE}"]
 """The rule that matches hostile updates."""
@@ -52,8 +59,8 @@ _TOP = ", ".join(f"layer.{layer}.attention.self.{name}" for layer in (4, 5) for 
 WORK = (
     "privacy={unit: none}", "training={optimizer: adamw, lr: 1e-2, head_lr: 5e-2, batch_size: 8}",
     f"adapter={{rank: 4, alpha: 8, target_modules: [{_TOP}]}}", "federation={rounds: 3}",
-    "evaluation={every: 0, products: false}", "data.max_length=32", "data.max_rows_per_site=24",
-    "data.max_test_rows=200", f"data.partition={{kind: iid, sites: {SITES}}}",
+    "evaluation={every: 0, products: false}", "data.max_length=32", "data.max_rows_per_site=64",
+    "data.max_test_rows=400", f"data.partition={{kind: iid, sites: {SITES}}}",
 )  # fmt: skip
 """What makes the quickstart's config a run of seconds."""
 
@@ -91,12 +98,17 @@ class Cell:
         return (*found, f"simulation={{attacks: [{{name: {self.attack}, share: {share:.6f}}}]}}")
 
 
+def weights_of(attack: AttackName | None) -> Literal["uniform", "examples"]:
+    """Return how sites are weighted in the runs of an attack."""
+    return "examples" if attack in WEIGHTS else "uniform"
+
+
 def cells(methods: Iterable[str], attacks: Sequence[AttackName] = ATTACKS) -> list[Cell]:
-    """Return the runs behind the table of some methods and attacks, each once."""
+    """Return the runs behind the tables of some methods and attacks, each once."""
     found: dict[Cell, None] = {}
     for method in methods:
         for attack in (None, *attacks):
-            weights: Literal["uniform", "examples"] = "examples" if attack in WEIGHTS else "uniform"
+            weights = weights_of(attack)
             found[Cell(method, None, "plain", weights)] = None
             found[Cell(method, attack, "plain", weights)] = None
             if attack in WELL_FORMED:
@@ -104,91 +116,101 @@ def cells(methods: Iterable[str], attacks: Sequence[AttackName] = ATTACKS) -> li
     return list(found)
 
 
-def planned(cell: Cell, base: RunConfig, runs: Path) -> PlannedRun:
-    """Return the run behind a cell; ``base`` is already the cell's config."""
-    (run,) = plan_runs(runs, [(cell.label, base)], [0])
-    return run
+def seeds_of(cell: Cell) -> range:
+    """Return the seeds of a cell: one of what admission refuses, else all."""
+    return range(1 if cell.attack in MALFORMED else SEEDS)
+
+
+def planned(cell: Cell, runs: Path) -> list[PlannedRun]:
+    """Return the runs behind a cell, by seed."""
+    return plan_runs(runs, [(cell.label, config_of(cell))], seeds_of(cell))
 
 
 def config_of(cell: Cell) -> RunConfig:
-    """Return the run config behind a cell."""
+    """Return the run config behind a cell, of seed 0."""
     return load_run_config(ROOT / "configs" / "quickstart.yaml", [*WORK, *cell.overrides()])
 
 
-def do(cell: Cell, runs: Path, console: Console) -> None:
-    """Run a cell unless it is done. What ends a run is kept as its result, in ``ended.txt`` beside its folder."""
-    run = planned(cell, config_of(cell), runs)
-    if ended(run) is not None:
+def do(run: PlannedRun, console: Console) -> None:
+    """Make a run unless it is done. What ends it is kept as its result, in ``<run>.ended.txt`` beside its folder."""
+    if _ended(run).exists():
         return
     try:
         run_missing([run], watching=RunLines(console), keep=True)
     except FedtuneError as error:
-        run.folder.with_suffix(".ended.txt").write_text(f"{error}\n", encoding="utf-8")
+        _ended(run).write_text(f"{error}\n", encoding="utf-8")
 
 
-def ended(run: PlannedRun) -> str | None:
-    """Return why a run ended before its time; None where it did not."""
-    path = run.folder.with_suffix(".ended.txt")
-    return path.read_text(encoding="utf-8").strip() if path.exists() else None
+def _ended(run: PlannedRun) -> Path:
+    return run.folder.with_name(f"{run.folder.name}.ended.txt")
 
 
-def accuracy(cell: Cell, runs: Path) -> float | str | None:
-    """Return the accuracy after the run of a cell, "ended" where it ended early, None where it was not run."""
-    run = planned(cell, config_of(cell), runs)
-    path = run.folder / "summary.json"
-    if path.exists():
-        return float(json.loads(path.read_text(encoding="utf-8"))["metrics_after"]["test"]["overall"]["accuracy"])
-    return None if ended(run) is None else "ended"
+Result = float | Literal["ended"] | None
+"""Accuracy after a run, "ended" where it ended before its last round, None where it was not made."""
 
 
-def shown(found: float | str | None, honest: float | str | None = None) -> str:
-    """Return an accuracy in percent, marked with ``*`` where it is more than 5 % below the honest one."""
-    if found is None:
-        return "-"
-    if isinstance(found, str):
-        return found
-    moved = isinstance(honest, float) and honest - found > LARGEST_MOVE * honest
-    return f"{100 * found:.1f}" + ("*" if moved else "")
+def result(run: PlannedRun) -> Result:
+    """Return what came of a run."""
+    summary = run.summary()
+    if summary is None:
+        return "ended" if _ended(run).exists() else None
+    return float(summary["metrics_after"]["test"]["overall"]["accuracy"])
 
 
-def table(methods: Sequence[str], attacks: Sequence[AttackName], runs: Path) -> str:
-    """Return the Markdown table of methods by attacks, from the runs that are complete."""
-    lines = [["", *methods], ["---"] * (len(methods) + 1)]
-    honest = {(m, w): accuracy(Cell(m, None, "plain", w), runs) for m in methods for w in ("uniform", "examples")}
-    lines.append(["honest", *(shown(honest[method, "uniform"]) for method in methods)])
-    for attack in attacks:
-        weights: Literal["uniform", "examples"] = "examples" if attack in WEIGHTS else "uniform"
-        row = []
+def shown(found: Sequence[Result], honest: Sequence[Result]) -> str:
+    """Return a mean accuracy in percent, marked with ``*`` where it is more than 5 % below the honest runs'."""
+    if "ended" in found:
+        return "ended"
+    reached = [one for one in found if isinstance(one, float)]
+    if len(reached) < len(found):
+        return NOTHING
+    own = [one for one in honest[: len(found)] if isinstance(one, float)]
+    moved = len(own) == len(found) and mean(own) - mean(reached) > LARGEST_MOVE * mean(own)
+    return f"{100 * mean(reached):.1f}" + ("*" if moved else "")
+
+
+def moved_by(found: Sequence[Result], honest: Sequence[Result]) -> str:
+    """Return what an attack adds to accuracy in points, paired by seed, with its interval over seeds."""
+    pairs = [(one, own) for one, own in zip(found, honest, strict=True) if isinstance(one, float)]
+    gains = [100.0 * (one - own) for one, own in pairs if isinstance(own, float)]
+    return signed_interval(over_seeds(gains)) if len(gains) == len(found) else NOTHING
+
+
+def malformed_table(methods: Sequence[str], runs: Path) -> str:
+    """Return the Markdown table of what admission refuses, attacks by methods, beside honest runs of the same seed."""
+    rows = [["", *methods], ["honest", *(_alone(Cell(m, None, "plain"), runs) for m in methods)]]
+    for attack in MALFORMED:
+        rows.append([f"`{attack}`", *(_alone(Cell(m, attack, "plain", weights_of(attack)), runs) for m in methods)])
+    return markdown(rows)
+
+
+def _alone(cell: Cell, runs: Path) -> str:
+    honest = [result(run) for run in planned(Cell(cell.method, None, "plain", cell.weights), runs)]
+    return shown([result(run) for run in planned(cell, runs)][:1], honest)
+
+
+def well_formed_table(methods: Sequence[str], runs: Path) -> str:
+    """Return the Markdown table of what admission lets in: method and attack by rule."""
+    rows = [["attack", "method", "honest", "with the rule", "less honest (points)", "without"]]
+    for attack in WELL_FORMED:
+        weights = weights_of(attack)
         for method in methods:
-            own = honest[method, weights]
-            plain = shown(accuracy(Cell(method, attack, "plain", weights), runs), own)
-            if attack in WELL_FORMED:
-                guarded = shown(accuracy(Cell(method, attack, "guarded", weights), runs), own)
-                row.append(f"**{guarded}** / {plain}")
-            else:
-                row.append(f"**{plain}**")
-        lines.append([f"`{attack}`", *row])
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def write_page(methods: Sequence[str], runs: Path, page: Path) -> None:
-    """Replace what stands between the markers of ``docs/hostile.md``."""
-    begin, end = "<!-- hostile: written by python -m simulations.results.hostile -->", "<!-- end of hostile -->"
-    text = page.read_text(encoding="utf-8")
-    if text.count(begin) != 1 or text.count(end) != 1:
-        raise typer.BadParameter(f"{page} lacks the markers of its table")
-    before, _, rest = text.partition(begin)
-    content = table(methods, ATTACKS, runs)
-    page.write_text(f"{before}{begin}\n\n{content}\n\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+            own: list[tuple[AttackName | None, Guard]] = [(None, "plain"), (attack, "guarded"), (attack, "plain")]
+            honest, guarded, plain = (
+                [result(run) for run in planned(Cell(method, what, guard, weights), runs)] for what, guard in own
+            )
+            found = [shown(honest, honest), f"**{shown(guarded, honest)}**", moved_by(guarded, honest)]
+            rows.append([f"`{attack}`", method, *found, shown(plain, honest)])
+    return markdown(rows)
 
 
 def main(
     only: Annotated[str, typer.Option(help="Run only cells whose label contains this.")] = "",
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
-    run: Annotated[bool, typer.Option(help="Run what is missing before writing the table.")] = True,
+    run: Annotated[bool, typer.Option(help="Run what is missing before writing the tables.")] = True,
     runs: Annotated[Path, typer.Option(help="Where the run folders are.")] = RUNS,
 ) -> None:
-    """Run what is missing and write the table."""
+    """Run what is missing and write the tables."""
     set_up(debug=False, threads=threads)
     console = Console()
     methods = list(METHODS)
@@ -196,9 +218,10 @@ def main(
         chosen = [cell for cell in cells(methods) if only in cell.label]
         if not chosen:
             raise ConfigError(f"--only {only!r} is in no run's label; expected a part of one such as {EXAMPLE!r}.")
-        for cell in chosen if run else ():
-            do(cell, runs, console)
-        write_page(methods, runs, PAGE)
+        for one in (one for cell in chosen if run for one in planned(cell, runs)):
+            do(one, console)
+        tables = {"malformed": malformed_table(methods, runs), "well-formed": well_formed_table(methods, runs)}
+        write_tables(PAGE, tables, COMMAND)
 
 
 if __name__ == "__main__":

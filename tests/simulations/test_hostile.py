@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,21 @@ from common.config.simulation import AttackName
 from common.methods import METHODS
 from common.run_folder import RunFolder
 from common.tensors import is_finite
-from simulations.results.hostile import ATTACKS, HOSTILE, SITES, WELL_FORMED, Cell, cells, config_of, shown
+from simulations.results.hostile import (
+    ATTACKS,
+    HOSTILE,
+    MALFORMED,
+    SITES,
+    WELL_FORMED,
+    Cell,
+    cells,
+    config_of,
+    malformed_table,
+    moved_by,
+    planned,
+    shown,
+    well_formed_table,
+)
 from simulations.run import simulate
 from tests.simulations.faults.test_attacks import REJECTED
 from tests.simulations.test_run import adapter_of
@@ -86,5 +101,35 @@ def test_grid_has_every_attack_under_every_method_and_its_rule_where_there_is_on
 
 
 def test_marks_what_moved_by_more_than_a_twentieth() -> None:
-    assert [shown(0.80, 0.80), shown(0.761, 0.80), shown(0.759, 0.80)] == ["80.0", "76.1", "75.9*"]
-    assert [shown(None), shown("ended", 0.8)] == ["-", "ended"]
+    honest = [0.80, 0.70, 0.90]
+    assert [shown(honest, honest), shown([0.761, 0.661, 0.861], honest)] == ["80.0", "76.1"]
+    assert shown([0.759, 0.659, 0.859], honest) == "75.9*"
+    assert shown([0.77], honest) == "77.0"  # beside the honest run of its own seed
+    assert shown([0.75], honest) == "75.0*"
+    assert [shown([0.8, None, 0.8], honest), shown([0.8, None, "ended"], honest)] == ["-", "ended"]
+
+
+def test_difference_is_paired_by_seed() -> None:
+    assert moved_by([0.79, 0.69, 0.89], [0.80, 0.70, 0.90]) == "-1.0 [-1.0, -1.0]"
+    assert [moved_by([0.79, None, 0.89], [0.80, 0.70, 0.90]), moved_by([0.7, 0.6, 0.5], [0.8, "ended", 0.6])] == [
+        "-"
+    ] * 2
+
+
+def test_refused_attacks_are_run_once_and_the_others_with_every_seed(tmp_path: Path) -> None:
+    numbers = {cell: [run.seed for run in planned(cell, tmp_path)] for cell in cells(["fedit"])}
+    assert {cell.attack for cell, seeds in numbers.items() if seeds == [0]} == set(MALFORMED)
+    assert {cell.attack for cell, seeds in numbers.items() if seeds == [0, 1, 2]} == {None, *WELL_FORMED}
+
+
+def test_tables_have_a_line_for_every_attack_and_tell_what_is_missing(tmp_path: Path) -> None:
+    cell = Cell("fedit", "sign_flip", "guarded")
+    for run, accuracy in zip(planned(cell, tmp_path), (0.5, 0.6, 0.7), strict=True):
+        run.folder.mkdir(parents=True)
+        summary = {"metrics_after": {"test": {"overall": {"accuracy": accuracy}}}}
+        (run.folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    lines = well_formed_table(["fedit", "fedsvd"], tmp_path).splitlines()
+    assert len(lines) == 2 + 2 * len(WELL_FORMED)
+    assert [line for line in lines if "60.0" in line] == ["| `sign_flip` | fedit | - | **60.0** | - | - |"]
+    refused = malformed_table(["fedit"], tmp_path).splitlines()
+    assert [line.split("`")[1] for line in refused[3:]] == list(MALFORMED)
