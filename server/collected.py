@@ -13,7 +13,7 @@ from common.tensors import Tensors, add
 from server.aggregation.catalog import aggregator_of
 from server.aggregation.optimizers import optimized
 from server.aggregation.products import RoundProducts, measure
-from server.aggregation.robust import coefficients, combine
+from server.aggregation.robust import coefficients, combine, held_against
 from server.site_level import SiteLevel
 
 
@@ -75,22 +75,23 @@ class Collected:
         if self._measures:
             self._local[key] = local
 
-    def aggregated(self, bad: int) -> Tensors:
+    def aggregated(self, hidden: int) -> Tensors:
         """Return the next adapter, whole.
 
         Args:
-            bad: number of bad sites among the updates that a robust rule must hold against.
+            hidden: number of bad sites among the updates that a robust rule must hold against.
 
         Raises:
             RunError: with fewer updates than a robust rule needs.
         """
-        adapter = self._aggregated(bad)
+        adapter = self._aggregated(hidden)
         if self._local:
             self.products = measure(self._adapter, adapter, self._local, self._weights)
         return adapter
 
-    def _aggregated(self, bad: int) -> Tensors:
+    def _aggregated(self, hidden: int) -> Tensors:
         count, settings = self.count, self._config.aggregation
+        bad = held_against(settings.robust, hidden, settings.robust_sites, count)
         scale = self._config.adapter.alpha / self._config.adapter.rank
         held = (bad, self._adapter, self._updates, self._weights, scale)
         if not self._method.linear:

@@ -127,7 +127,7 @@ class Round:
 
     @property
     def hidden(self) -> int:
-        """Number of bad sites that a robust rule must hold against: not those that admission found out."""
+        """Number of bad sites that a round needs others to outvote: not those that admission found out."""
         return max(0, self._config.aggregation.robust_sites - len(self._bad))
 
     def invite(self, member: Member) -> None:
@@ -317,7 +317,7 @@ class Round:
             change: Tensors = {}
             if self._control is not None:
                 update, change = self._control.admit(update, reply.steps)
-            key = f"{site}, round {asked.request.round}" if staleness else site
+            key = f"{site},\u00a0round {asked.request.round}" if staleness else site  # no name has such a space
             added = damped(update, staleness, self._config.federation.staleness_exponent)
             if self._bound is None:
                 self._add(key, asked, added, weight)

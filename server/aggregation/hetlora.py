@@ -1,7 +1,8 @@
 """HetLoRA (2401.06432): factors of mixed ranks, zero-padded and averaged with weights by the norm of each product.
 
 With S_k = ‖B_k A_k‖_F and p_k = w_k S_k / Σ w_j S_j, Ā = Σ p A and B̄ = Σ p B over factors filled up with zeros to the
-run's rank; a site of rank r_k is sent the first r_k rows of Ā and columns of B̄. A site whose own product is small, as a
+run's rank; a site of rank r_k is sent the first r_k rows of Ā and columns of B̄. Rows of A that no site of the round
+trained stay as they were, beside zero columns of B, where zeros in both would never get a gradient again. A site whose own product is small, as a
 sparse one's, counts less. Weights are by layer here. The site's self-pruning of its rank, which the paper adds, is not
 done: a site's rank is its owner's choice.
 """
@@ -26,8 +27,10 @@ def finish(gathered: Gathered, adapter: Tensors) -> Tensors:
         total = sum(sized)
         shares = [size / total for size in sized] if total > 0 else weights
         rank = len(adapter[layer + A])
+        trained = max(one.rank for share, one in zip(shares, factors, strict=True) if share > 0)
         b = sum((share * _padded(one.b.T, rank).T for share, one in zip(shares, factors, strict=True)), torch.zeros(()))
         a = sum((share * _padded(one.a, rank) for share, one in zip(shares, factors, strict=True)), torch.zeros(()))
+        a[trained:] = adapter[layer + A][trained:]
         following |= {layer + B: b.float().contiguous(), layer + A: a.float()}
     return following
 

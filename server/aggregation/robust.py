@@ -67,6 +67,21 @@ def expect_enough_sites(rule: str, bad: int, sites: int, where: str) -> None:
         )
 
 
+def held_against(rule: str, hidden: int, wanted: int, sites: int) -> int:
+    """Return f for a round: as many of those wanted as its sites can outvote, and all that are hidden.
+
+    Who is found out needs no others to outvote it, but proves nothing of the rest: where the sites suffice, the rule
+    holds against as many as if nobody had been found.
+
+    Args:
+        rule: name of the rule.
+        hidden: bad sites among those that count, which the sites suffice for.
+        wanted: ``aggregation.robust_sites``.
+        sites: those that count.
+    """
+    return max(hidden, min(wanted, (sites - (3 if "krum" in rule else 1)) // 2))
+
+
 def combine(
     rule: str, bad: int, adapter: Tensors, updates: Mapping[str, Tensors], weights: Mapping[str, float], scale: float
 ) -> Tensors:

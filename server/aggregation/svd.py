@@ -1,7 +1,9 @@
 """Methods that split an aggregated product anew by its singular value decomposition: FlexLoRA and FedSVD.
 
 FlexLoRA (2402.11505): ΔW = Σ w B_k A_k over factors of any rank, U Σ Vᵀ = SVD(ΔW), and a site with rank r_k is sent
-B = U_{1..r_k} Σ_{1..r_k} and A = V_{1..r_k}ᵀ. Exact up to the truncation to the run's rank.
+B = U_{1..r_k} Σ_{1..r_k} and A = V_{1..r_k}ᵀ. Exact up to the truncation to the run's rank. Where the sites of a round
+have less than that rank together, B ends in zeros and Vᵀ in further orthonormal rows, so that the product is the same
+and the next sites can train there: with zeros in both factors no gradient would ever reach either.
 
 FedSVD (2505.12805): sites train B with A fixed; ΔW = (Σ w B_k) A = Σ w B_k A exactly; U Σ Vᵀ = SVD(ΔW) gives the next
 B = U Σ and A = Vᵀ. Nothing is lost, since ΔW has rank r, and A with orthonormal rows bounds the gradient of B. It is
@@ -13,6 +15,8 @@ Both work on stacked factors: QR of both, then the SVD of a matrix of at most Σ
 from __future__ import annotations
 
 from functools import partial
+
+import torch
 
 from common.factors import A, B, Factors, factors_of, layers_of, singular, stacked
 from common.tensors import Tensors, add
@@ -26,7 +30,10 @@ def finish_flexlora(gathered: Gathered, adapter: Tensors) -> Tensors:
     following = averaged_rest(gathered, adapter)
     for layer in layers_of(adapter):
         total = stacked(gathered.factors(layer), gathered.weights())
-        following |= _split(layer, total, len(adapter[layer + A]))
+        before = factors_of(adapter, layer)
+        if total.rank < before.rank:  # a zero product, whose rows of A keep the rest of Vᵀ apart from zero
+            total = stacked([total, Factors(torch.zeros_like(before.b), before.a)])
+        following |= _split(layer, total, before.rank)
     return following
 
 

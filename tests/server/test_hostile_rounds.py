@@ -14,6 +14,7 @@ from common.config.run import RunConfig
 from common.flower_records import from_records, to_records
 from common.wire import MechanismReport, TrainReply, TrainRequest, header_bytes, parse_header
 from server.admission import Admission
+from server.aggregation.robust import expect_enough_sites, held_against
 from server.bounds import LONGEST_PRODUCT, beyond_use
 from server.cohort import Member
 from server.progress import Progress
@@ -39,6 +40,34 @@ def test_junk_does_not_end_a_round_of_as_many_sites_as_the_rule_needs(
     assert (current.outcomes["a"].status, current.hidden, current.lacking()) == ("rejected", 1, None)
     for name, value in current.finish().items():
         torch.testing.assert_close(value, ADAPTER[name] + UPDATE[name])
+
+
+def test_site_that_is_merely_broken_does_not_switch_the_rule_off_for_a_hostile_one(
+    make_config: Callable[..., RunConfig],
+) -> None:
+    spread = {site: {name: (1 + 0.01 * place) * v for name, v in UPDATE.items()} for place, site in enumerate(SEVEN)}
+    spread["b"] = {name: -1000.0 * value for name, value in UPDATE.items()}
+    for rule in ("krum", "multi_krum", "median", "trimmed_mean", "geometric_median"):
+        current = make_round(make_config(aggregation={"robust": rule, "robust_sites": 1}), SEVEN)
+        for site in SEVEN[1:]:
+            current.take(site, reply_to(current, site), encode(spread[site], "fp32"))
+        current.take("a", b"junk", b"")
+        assert current.hidden == 0
+        after = current.finish()
+        for name, value in ADAPTER.items():
+            assert 0.49 < float((after[name] - value).mean()) < 0.54, rule
+
+
+@pytest.mark.parametrize(
+    ("rule", "hidden", "wanted", "sites", "found"),
+    [("multi_krum", 0, 1, 5, 1), ("multi_krum", 0, 1, 4, 0), ("krum", 1, 3, 7, 2), ("krum", 2, 3, 20, 3),
+     ("trimmed_mean", 0, 2, 4, 1), ("median", 0, 1, 1, 0), ("trimmed_mean", 0, 0, 9, 0)],
+)  # fmt: skip
+def test_rule_holds_against_as_many_as_its_sites_outvote(
+    rule: str, hidden: int, wanted: int, sites: int, found: int
+) -> None:
+    assert held_against(rule, hidden, wanted, sites) == found
+    expect_enough_sites(rule, found, sites, "a round")
 
 
 def test_refusal_and_loss_say_nothing_against_a_site(make_config: Callable[..., RunConfig]) -> None:

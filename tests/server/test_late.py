@@ -48,6 +48,21 @@ def test_update_in_time_keeps_its_bits() -> None:
     assert torch.equal(damped({"a": value}, 0, 0.5)["a"], value)
 
 
+def test_site_whose_name_reads_like_a_late_update_is_counted_beside_it(make_config: Callable[..., RunConfig]) -> None:
+    alike = "three, round 1"
+    member = Member(9, description(alike))
+    for bounds in ({"norm_bound_of_median": 5.0}, {"robust": "median"}):
+        config = make_config(federation={"late": "carry"}, aggregation=bounds)
+        owed = open_round(config, 1, "three").asked["three"]
+        cohort = {alike: member, "one": MEMBERS["one"], "two": MEMBERS["two"]}
+        current = Round(2, cohort, ADAPTER, config, Admission.of(config), BASE, RUN, others={**MEMBERS, **cohort})
+        assert current.take_late(owed, answer(owed), encode(UPDATE, "fp32")).status == "admitted"
+        for site in cohort:
+            current.take(site, answer(current.asked[site]), encode(UPDATE, "fp32"))
+        assert current.count == 4
+        current.finish()
+
+
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
 def test_late_update_counts_beside_the_round_as_the_formula_says(
     make_config: Callable[..., RunConfig], exponent: float

@@ -87,6 +87,17 @@ def test_hetlora_weighs_padded_factors_by_the_norm_of_their_product(drawn: tuple
         assert relative_error(after[layer + A].double(), wanted) < 1e-5
 
 
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.mixed_ranks])
+def test_sites_of_low_rank_leave_the_others_something_to_train(method: str) -> None:
+    whole = random_round(method, 9, 7, [1, 2, 4], 5)
+    sites = list(whole.updates)[:2]
+    low = FactorRound(whole.adapter, {s: whole.updates[s] for s in sites}, {s: whole.weights[s] for s in sites})
+    after = {**whole.adapter, **low.aggregate(method)}
+    for layer in layers_of(after):
+        assert float(after[layer + A].norm(dim=1).min()) > 0.1  # else neither factor of a row ever had a gradient
+        assert METHODS[method].fresh or float(after[layer + B][:, 3:].norm()) < 1e-5
+
+
 @pytest.mark.parametrize("method", BOTH_FACTORS)
 @settings(deadline=None, max_examples=20)
 @given(data=st.data())
