@@ -8,7 +8,8 @@ site received, y where its K steps of rate η end, p_i its weight among all N si
 * wire: Δy = y - x and Δc_i = c_i⁺ - c_i = -c - Δy / (K η) up; x and c down;
 * coordinator: x ← x + Σ p_i Δy_i, as without, and c ← c + Σ_S p_i Δc_i.
 
-Δc_i follows from c and Δy_i, so that the coordinator can check every number of it: a site that lies in it is found out.
+Δc_i follows from c, Δy_i and K, and K from the rows that a site declared, so that the coordinator can check every
+number of it. A site that declares other rows than it has, once for the whole run, can still scale its own c_i.
 A change that did not reach the coordinator is not a site's to keep: each request names the last one that was taken.
 """
 

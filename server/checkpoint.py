@@ -68,8 +68,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "run": checkpoint.run,
         "clip_norm": checkpoint.clip_norm,
     }
-    if checkpoint.controls.taken:
+    if checkpoint.controls.shared:
         state["variates_taken"] = dict(sorted(checkpoint.controls.taken.items()))
+        state["variates_weights"] = dict(sorted(checkpoint.controls.weights.items()))
     write_atomic(folder / "state.json", (json.dumps(state, indent=2) + "\n").encode())
     for old in folder.glob("round-*.safetensors"):
         if old != path:
@@ -97,7 +98,11 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             str(state["run"]),
             None if state["clip_norm"] is None else float(state["clip_norm"]),
             {name.removeprefix(MOMENTS): value for name, value in moments.items()},
-            Controls(shared, {str(site): int(number) for site, number in state.get("variates_taken", {}).items()}),
+            Controls(
+                shared,
+                {str(site): int(number) for site, number in state.get("variates_taken", {}).items()},
+                {str(site): float(weight) for site, weight in state.get("variates_weights", {}).items()},
+            ),
         )
     except FileNotFoundError:
         raise RunError(f"{folder} has no checkpoint; expected one to resume from. Run without --resume.") from None

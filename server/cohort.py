@@ -97,8 +97,8 @@ def admit_members(
                 )
             _expect_same_model(description, base, initial)
             _expect_mechanism(description, config)
-            if config.aggregation.weights == "examples" and description.num_examples is None:
-                raise RunError(f"site {site!r} declares no number of rows; expected one for weights 'examples'.")
+            if description.num_examples is None and (what := _needs_rows(config)):
+                raise RunError(f"site {site!r} declares no number of rows; expected one for {what}.")
             member = Member(node, description)
             member.rank(config)
         except FedtuneError as error:
@@ -130,6 +130,13 @@ def expect_members(members: int, left_out: Mapping[int, str], config: RunConfig,
             f"{members} sites can take part; expected at least {config.federation.min_sites} "
             f"(federation.min_sites).{first}"
         )
+
+
+def _needs_rows(config: RunConfig) -> str | None:
+    """Return what a site's number of rows is needed for; None for nothing."""
+    if config.aggregation.weights == "examples":
+        return "weights 'examples'"
+    return "control variates, whose steps follow from it" if config.training.control_variates else None
 
 
 def _expect_same_model(description: SiteDescription, base: str, initial: str) -> None:

@@ -52,7 +52,7 @@ class Round:
         site_level: what protects whole sites, if anything does.
         moments: of the server optimizer, from the rounds before.
         controls: control variates, from the rounds before.
-        total_weight: of all sites of the federation, those that are not asked included.
+        federation: declared weights of all its sites, those that are not asked included; the cohort's if not given.
         others: members that may come in while the round is on, or owe an update of an earlier one.
 
     Attributes:
@@ -67,7 +67,7 @@ class Round:
         self, number: int, cohort: Mapping[str, Member], adapter: Tensors, config: RunConfig,
         admission: Admission, base: str, run: str, clip_norm: float | None = None, site_level: SiteLevel | None = None,
         moments: Tensors | None = None, others: Mapping[str, Member] | None = None, controls: Controls | None = None,
-        total_weight: float | None = None,
+        federation: Mapping[str, float] | None = None,
     ) -> None:  # fmt: skip
         self.number = number
         self.cohort: dict[str, Member] = {}
@@ -101,9 +101,9 @@ class Round:
         self._weights = {site: weight / largest for site, weight in declared.items()}
         self._control: ControlRound | None = None
         if config.training.control_variates:
-            total = sum(declared.values()) if total_weight is None else total_weight
             trained = {name: self._adapter[name] for name in self._collected.sent}
-            self._control = ControlRound(number, controls or Controls(), trained, config.training, total / largest)
+            whole = declared if federation is None else federation
+            self._control = ControlRound(number, controls or Controls(), trained, config, whole, largest)
         for member in cohort.values():
             self.invite(member)
         self._started = time.perf_counter()
@@ -316,7 +316,7 @@ class Round:
             reply, update = self._admission.admit(header, payload, asked.request, asked.member, asked.manifest)
             change: Tensors = {}
             if self._control is not None:
-                update, change = self._control.admit(update, reply.steps)
+                update, change = self._control.admit(update, reply.steps, asked.member.description.num_examples or 0)
             key = f"{site},\u00a0round {asked.request.round}" if staleness else site  # no name has such a space
             added = damped(update, staleness, self._config.federation.staleness_exponent)
             if self._bound is None:

@@ -220,7 +220,7 @@ class FederatedTuning(Strategy):
             number, cohort, self.progress.adapter, self.config, self._admission, self.base_fingerprint, self.run,
             self.progress.clip_norm, private, self.progress.moments,
             self.members if self.config.federation.carries else None, self.progress.controls,
-            sum(member.weight(self.config) for member in self.members.values()),
+            {name: member.weight(self.config) for name, member in self.members.items()},
         )  # fmt: skip
         self._round = current
         self.observer.round_started(number, list(cohort))

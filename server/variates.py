@@ -5,17 +5,21 @@ See :mod:`common.variates` for the algorithm.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from common.config.training import TrainingConfig
+from common.config.run import RunConfig
 from common.errors import AdmissionError
+from common.privacy.planning import plain_steps
 from common.tensors import Tensors, add
 from common.variates import change_of, marked, parted
 from server.aggregation.exact_sum import ExactSum
+
+logger = logging.getLogger(__name__)
 
 LARGEST_CHANGE = 1e3
 """Largest entry of a Δc_i that is taken: a mean gradient far beyond any training, and small enough to be added up."""
@@ -29,28 +33,38 @@ class Controls:
     Attributes:
         shared: c by name; empty before the first round, which is zero.
         taken: the last round in which each site's change was taken, by site; those that are missing had none.
+        weights: p_i of all sites whose mean c is, not normalised.
     """
 
     shared: Tensors = field(default_factory=dict)
     taken: Mapping[str, int] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 class ControlRound:
     """Collects the changes of a round.
 
+    c is the mean of all c_i, and only while the sites and their weights stay the same do the changes keep it that. With
+    others, all variates start again at zero: c here, and each c_i at its site, which is told that none was taken.
+
     Args:
         number: of the round.
         before: what the rounds before left.
         trained: the tensors that have variates, for their shapes.
-        training: the config section.
-        total_weight: weight of all sites of the federation, in units of the largest of the round's cohort.
+        config: the run config.
+        weights: declared, of all sites of the federation.
+        unit: the weight that counts 1 in the round.
     """
 
     def __init__(
-        self, number: int, before: Controls, trained: Mapping[str, Tensor], training: TrainingConfig,
-        total_weight: float,
+        self, number: int, before: Controls, trained: Mapping[str, Tensor], config: RunConfig,
+        weights: Mapping[str, float], unit: float,
     ) -> None:  # fmt: skip
-        self._number, self._training, self._total = number, training, total_weight
+        if before.shared and before.weights != weights:
+            logger.warning("round %d: other sites than before; control variates start again at zero", number)
+            before = Controls()
+        self._number, self._config, self._weights = number, config, dict(weights)
+        self._total = sum(weights.values()) / unit
         self.shared = before.shared or {name: torch.zeros_like(value) for name, value in trained.items()}
         self._taken = dict(before.taken)
         self._changes = ExactSum.zero(self.shared)
@@ -63,20 +77,22 @@ class ControlRound:
         """Return the last round in which the change of ``site`` was taken, 0 for none."""
         return self._taken.get(site, 0)
 
-    def admit(self, payload: Tensors, steps: int) -> tuple[Tensors, Tensors]:
+    def admit(self, payload: Tensors, steps: int, num_examples: int) -> tuple[Tensors, Tensors]:
         """Return a site's update and its Δc_i, if that is the one which follows from the update.
 
         Args:
             payload: what the site sent, decoded and finite.
             steps: that it says it took.
+            num_examples: rows that it declared, from which its steps follow.
 
         Raises:
             AdmissionError: reason "variates".
         """
         update, change = parted(payload)
-        if steps < 1:
-            raise AdmissionError("variates", "no step was taken; expected at least one under control variates")
-        wanted = change_of(update, self.shared, self._training, steps)
+        planned = plain_steps(self._config, num_examples)
+        if steps != planned:
+            raise AdmissionError("variates", f"{steps} steps were taken; expected {planned}, those of its rows")
+        wanted = change_of(update, self.shared, self._config.training, steps)
         for name, value in wanted.items():
             scale = float(value.abs().max()) + float(self.shared[name].abs().max())
             if scale > LARGEST_CHANGE:
@@ -95,7 +111,7 @@ class ControlRound:
     def finish(self) -> Controls:
         """Return c ← c + Σ_S p_i Δc_i, and whose changes are in it."""
         if self._changes.count == 0:
-            return Controls(self.shared, self._taken)
+            return Controls(self.shared, self._taken, self._weights)
         share = float(self._changes.weight) / self._total
         mean = {name: (value.double() * share).float() for name, value in self._changes.mean().items()}
-        return Controls(add(self.shared, mean), self._taken)
+        return Controls(add(self.shared, mean), self._taken, self._weights)

@@ -2,9 +2,9 @@
 
 With S_k = ‖B_k A_k‖_F and p_k = w_k S_k / Σ w_j S_j, Ā = Σ p A and B̄ = Σ p B over factors filled up with zeros to the
 run's rank; a site of rank r_k is sent the first r_k rows of Ā and columns of B̄. Rows of A that no site of the round
-trained stay as they were, beside zero columns of B, where zeros in both would never get a gradient again. A site whose own product is small, as a
-sparse one's, counts less. Weights are by layer here. The site's self-pruning of its rank, which the paper adds, is not
-done: a site's rank is its owner's choice.
+trained stay as they were, beside zero columns of B, where zeros in both would never get a gradient again. A site whose
+own product is small, as a sparse one's, counts less. Weights are by layer here. The site's self-pruning of its rank,
+which the paper adds, is not done: a site's rank is its owner's choice.
 """
 
 from __future__ import annotations
