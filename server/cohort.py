@@ -15,6 +15,7 @@ from common.privacy.accounting import Segment, epsilon_spent
 from common.privacy.planning import steps_per_round
 from common.randomness import numpy_generator
 from common.wire import SiteDescription
+from server.aggregation.robust import expect_enough_sites
 
 logger = logging.getLogger(__name__)
 
@@ -192,6 +193,22 @@ def number_asked(config: RunConfig) -> int | None:
     """Return how many sites a round asks, over-selection included; None for all."""
     wanted = config.federation.sites_per_round
     return None if wanted is None else math.ceil(round(config.federation.over_select * wanted, 9))
+
+
+def expect_rule_holds(config: RunConfig, members: int) -> None:
+    """Check that a round counts as many sites as its robust rule needs.
+
+    Args:
+        config: the run config.
+        members: sites that can take part.
+
+    Raises:
+        RunError: if bad ones could move the aggregate at will.
+    """
+    settings = config.aggregation
+    if settings.robust != "none":
+        counted = min(number_closing(config) or config.federation.sites_per_round or members, members)
+        expect_enough_sites(settings.robust, settings.robust_sites, counted, "a round")
 
 
 def number_closing(config: RunConfig) -> int | None:

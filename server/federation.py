@@ -30,10 +30,9 @@ from common.models.export import export_adapter
 from common.models.resident import resident_model
 from common.run_folder import RunFolder
 from common.tensors import Manifest, Tensors, fingerprint, manifest_of
-from server.aggregation.robust import expect_enough_sites
 from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from server.clock import Clock, WallClock
-from server.cohort import Member, admit_members, expect_members, number_closing
+from server.cohort import Member, admit_members, expect_members, expect_rule_holds
 from server.events import Observer
 from server.model_card import model_card
 from server.newcomers import Newcomers
@@ -108,10 +107,7 @@ def run_federation(
     members, unfit = admit_members(described, config, base, initial, settings.enrolled)
     left_out |= unfit
     expect_members(len(members), left_out, config, everyone=settings.everyone)
-    rule = config.aggregation.robust
-    asked = number_closing(config) or config.federation.sites_per_round or len(members)
-    if rule != "none":
-        expect_enough_sites(rule, config.aggregation.robust_sites, min(asked, len(members)), "a round")
+    expect_rule_holds(config, len(members))
     progress = Progress(start) if completed is None else _resumed(completed, config, start, model)
     seeded = all(member.description.seeded for member in members.values())
     site_level = site_level_of(config, len(members), seeded=seeded)

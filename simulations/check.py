@@ -23,6 +23,7 @@ from common.privacy.claim import privacy_claim
 from common.privacy.planning import plain_steps, plan_mechanism, plan_site_level
 from common.tensors import Tensors
 from common.variates import marked
+from server.cohort import expect_rule_holds
 from simulations.cache import token_cache_folder
 from simulations.faults.faults import Faults
 
@@ -65,6 +66,7 @@ def expect_sound(config: RunConfig, data: FederatedTokens, model: AdaptedModel) 
 
     Raises:
         ConfigError: fewer sites than ``federation.min_sites``.
+        RunError: fewer than the robust rule needs.
         PrivacyError: a budget that cannot be met, or a model family whose per-example gradients would be wrong.
     """
     if config.federation.min_sites > len(data.sites):
@@ -77,6 +79,7 @@ def expect_sound(config: RunConfig, data: FederatedTokens, model: AdaptedModel) 
             f"{model.base.folder.name} computes with time before batch, where per-example gradients would be wrong; "
             "expected another base model, or privacy.unit 'none'."
         )
+    expect_rule_holds(config, len(data.sites))
     plan_site_level(config, len(data.sites))
     planned: set[int] = set()
     for site, units in _units(config, data).items():

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 _OF_UPDATES = ("norm_clip", "median", "trimmed_mean")
 """Robust rules that make an aggregate of updates; the others weigh whole sites."""
+_OF_OPTIMIZER = ("server_lr", "server_beta1", "server_beta2", "server_tau")
+"""Settings of the server optimizer."""
 
 
 def expect_method(config: RunConfig) -> None:
@@ -74,6 +76,7 @@ def _expect_bounds(config: RunConfig) -> None:
                     f"aggregation.{key} is set under site-level privacy, where every update is clipped and who is "
                     "rejected would tell of a site; expected none"
                 )
+    _expect_outvoted(config)
     if settings.max_weight is not None and settings.weights != "examples":
         raise ValueError(
             f"aggregation.max_weight is set for weights {settings.weights!r}, where all count the same; expected "
@@ -89,9 +92,31 @@ def _expect_bounds(config: RunConfig) -> None:
         )
 
 
+def _expect_outvoted(config: RunConfig) -> None:
+    """Check that a robust rule has bad sites to hold against, and that they cannot outvote the rest by weight.
+
+    Raises:
+        ValueError: naming the keys and the reason.
+    """
+    settings = config.aggregation
+    rule, bad = settings.robust, settings.robust_sites
+    if bad == 0 and rule in ("trimmed_mean", "multi_krum"):
+        raise ValueError(
+            f"aggregation.robust {rule!r} leaves out robust_sites sites, which is 0: it would be the plain mean; "
+            "expected at least 1, or robust 'none'"
+        )
+    share = 1.0 if settings.max_weight is None else settings.max_weight
+    if rule in ("norm_clip", "geometric_median") and settings.weights == "examples" and 2 * bad * share >= 1:
+        raise ValueError(
+            f"aggregation.robust {rule!r} holds while bad sites have less than half of the weight, and under weights "
+            f"'examples' {bad} of them can declare {min(1.0, bad * share):.0%} of it; expected weights 'uniform', a "
+            "max_weight below 1 / (2 robust_sites), or a rule that counts sites ('multi_krum', 'median')"
+        )
+
+
 def method_warnings(config: RunConfig) -> tuple[str, ...]:
     """Return sentences on what is allowed and rarely wise; empty where nothing is."""
-    method, kind = method_of(config), config.adapter.kind
+    method, kind, optimizer = method_of(config), config.adapter.kind, config.aggregation.server_optimizer
     found = []
     both = all(method.trains(f"layer{end}", 1) for end in (A, B))
     if config.privacy.is_local and kind == "lora" and both:
@@ -99,6 +124,17 @@ def method_warnings(config: RunConfig) -> tuple[str, ...]:
             f"aggregation.method {config.aggregation.method!r} trains A and B under differential privacy: the noise of "
             "both enters their product, and is amplified. ffa_lora and fedsvd train B alone and learn more under noise."
         )
+    if config.aggregation.method == "rolora" and config.federation.rounds == 1:
+        found.append(
+            "aggregation.method 'rolora' trains A in even rounds and federation.rounds is 1: A stays as it is."
+        )
+    for keys, used, needs in (
+        (_OF_OPTIMIZER, optimizer != "none", "a server_optimizer"),
+        (("residual_penalty",), config.aggregation.method == "lora_fair", "method 'lora_fair'"),
+    ):
+        defaults = type(config.aggregation).model_fields
+        unused = [key for key in keys if getattr(config.aggregation, key) != defaults[key].default and not used]
+        found += [f"aggregation.{key} has no effect without {needs}." for key in unused]
     return tuple(found)
 
 

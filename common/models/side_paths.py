@@ -127,9 +127,17 @@ def spectral_start(module: nn.Module, name: str, rank: int, seed: int) -> Tensor
 
     Returns:
         A [r, n] or B [m, r], float32.
+
+    Raises:
+        ModelError: for a rank above the layer's smaller side, which has no more singular vectors.
     """
     layer: Any = module.get_submodule(name.rpartition(".lora_")[0])
     weight = layer.get_base_layer().weight.detach().cpu().double()
+    if rank > min(weight.shape):
+        raise ModelError(
+            f"adapter.rank {rank} is above {min(weight.shape)}, the smaller side of layer "
+            f"{name.rpartition('.lora_')[0]}; expected at most that under aggregation.method 'fed_sb'. Lower the rank."
+        )
     weight = weight.T if layer.fan_in_fan_out else weight
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, "core", name.rpartition(".lora_")[0]) & (2**63 - 1))

@@ -14,8 +14,7 @@ from common.config.run import RunConfig
 from common.config.section import Section
 from common.config.yaml_text import parse_value
 from common.errors import ConfigError, RunError
-from server.aggregation.robust import expect_enough_sites
-from server.cohort import number_closing
+from server.cohort import expect_rule_holds
 from server.control.board import Board
 from server.steering import Steering
 
@@ -174,13 +173,10 @@ def _expect_askable(config: RunConfig, sites: int | None) -> None:
         )
     if sites is None:
         return
-    robust = config.aggregation.robust
     try:
         federation = FederationConfig.model_validate({**config.federation.model_dump(), "sites_per_round": sites})
         changed = RunConfig.model_validate({**dict(config), "federation": federation})
-        if robust != "none":
-            counted = number_closing(changed) or sites
-            expect_enough_sites(robust, config.aggregation.robust_sites, counted, "a round")
+        expect_rule_holds(changed, sites)
     except ValidationError as error:
         reason = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
         raise ConfigError(f"sites_per_round cannot be {sites} in this run: {reason}. Set another number.") from None

@@ -5,8 +5,8 @@ Run it with
     python -m simulations.results.codecs --seeds 8
 
 Every variant is run with every seed on the same rows, into ``runs/codecs/``; runs that are complete are not repeated.
-The set-up is small so that two cores finish in minutes: eight sites of 64 messages, LoRA on the uppermost layer, no DP. The
-seeds and the test rows are as many as it takes to tell a change of 0.3 points from none.
+The set-up is small so that two cores finish in minutes: eight sites of 64 messages, LoRA on the uppermost layer, no DP.
+The seeds and the test rows are as many as it takes to tell a change of 0.3 points from none.
 """
 
 from __future__ import annotations

@@ -109,3 +109,46 @@ def test_training_both_factors_under_noise_is_allowed_with_a_warning(method: str
     both = TABLE[method][0] == "ABh"
     assert len(warnings) == both
     assert all("ffa_lora and fedsvd" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "reason"),
+    [
+        ({"robust": "trimmed_mean", "robust_sites": 0}, "would be the plain mean"),
+        ({"robust": "multi_krum", "robust_sites": 0}, "would be the plain mean"),
+        ({"robust": "norm_clip", "weights": "examples"}, "can declare 100% of it"),
+        ({"robust": "geometric_median", "weights": "examples", "robust_sites": 2}, "can declare 100% of it"),
+        (
+            {"robust": "geometric_median", "weights": "examples", "robust_sites": 2, "max_weight": 0.25},
+            "can declare 50% of it",
+        ),
+    ],
+)
+def test_rule_whose_sites_could_be_outvoted_is_refused(aggregation: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        config_of("fedit", **{"aggregation": aggregation})
+
+
+@pytest.mark.parametrize(
+    "aggregation",
+    [
+        {"robust": "norm_clip", "robust_sites": 0, "weights": "examples"},
+        {"robust": "geometric_median", "weights": "examples", "robust_sites": 2, "max_weight": 0.2},
+        {"robust": "multi_krum", "weights": "examples"},
+        {"robust": "geometric_median", "robust_sites": 9},
+    ],
+)
+def test_rule_whose_sites_outvote_the_bad_ones_is_taken(aggregation: dict[str, Any]) -> None:
+    assert config_of("fedit", **{"aggregation": aggregation}).aggregation.robust == aggregation["robust"]
+
+
+def test_settings_without_effect_are_told() -> None:
+    unused = {"server_lr": 0.01, "server_tau": 1.0, "residual_penalty": 0.5}
+    found = method_warnings(config_of("fedit", **{"aggregation": unused}))
+    assert [sentence.split()[0].partition(".")[2] for sentence in found] == list(unused)
+    used = {**unused, "server_optimizer": "fedadam"}
+    assert len(method_warnings(config_of("fedit", **{"aggregation": used}))) == 1
+    fair = {"method": "lora_fair", "residual_penalty": 1.0}
+    assert method_warnings(config_of("lora_fair", **{"aggregation": fair})) == ()
+    (alone,) = method_warnings(config_of("rolora", federation={"rounds": 1}))
+    assert "A stays as it is" in alone

@@ -191,6 +191,13 @@ def test_unusable_model_folders_are_refused(make_config: Callable[..., RunConfig
     refused(tmp_path / "partial", "lack")
 
 
+def test_core_between_more_singular_vectors_than_there_are_is_refused(make_config: Callable[..., RunConfig]) -> None:
+    config = make_config(adapter={"rank": 200}, aggregation={"method": "fed_sb"})
+    model = adapt(load_base(config.model, config.data, CPU), config.adapter, config.data, CPU, core=True)
+    with pytest.raises(ModelError, match=r"adapter\.rank 200 is above 16, the smaller side of layer"):
+        initial_adapter(model, 0)
+
+
 def test_wrong_target_modules_and_devices_are_refused(make_config: Callable[..., RunConfig]) -> None:
     with pytest.raises(ModelError, match="do not fit the model"):
         load(make_config(adapter={"target_modules": ["no_such_layer"]}))
