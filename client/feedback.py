@@ -10,8 +10,8 @@ Error feedback (Stich et al. 1809.07599; Karimireddy et al. 1901.09847): with th
 
 so that what C loses is sent later and not never. The residual is the site's and stays there, by round, so that a round
 that is asked for again, or a resumed run, sends the same bits. It is refused under every privacy unit: an update would
-hold parts of earlier ones, which the accounting of its round does not cover. An update that the coordinator rejects or
-that comes too late is lost all the same.
+hold parts of earlier ones, which the accounting of its round does not cover. An update that the coordinator rejects,
+that comes too late, or whose round is skipped is lost all the same.
 """
 
 from __future__ import annotations

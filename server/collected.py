@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import filterfalse
 
 import torch
 
 from common.config.run import RunConfig
-from common.factors import is_fixed, with_rank
+from common.factors import is_fixed, layers_of, with_rank
 from common.methods import method_of, personal_names, sent_names
 from common.tensors import Tensors, add
 from server.aggregation.catalog import aggregator_of
@@ -45,8 +46,8 @@ class Collected:
         self._weights: dict[str, float] = {}
         self._local: dict[str, Tensors] = {}
         self._updates: dict[str, Tensors] = {}
-        seen = site_level is None and not personal_names(config, adapter)
-        self._measures = seen and config.evaluation.products
+        self._personal = bool(personal_names(config, adapter))
+        self._measures = site_level is None and config.evaluation.products
 
     @property
     def count(self) -> int:
@@ -66,7 +67,8 @@ class Collected:
             AdmissionError: if its values are too large to compute with; then nothing was added.
         """
         private = update if self._site_level is None else self._site_level.clip(update)
-        local = add(with_rank(self._adapter, rank), update)
+        whole = self._measures or not self._method.linear
+        local = add(with_rank(self._adapter, rank), update) if whole else {}
         added = private if self._method.linear else {name: local[name] for name in self.sent}
         self._state = self._aggregator.update(self._state, key, added, weight)
         self._weights[key] = weight
@@ -86,7 +88,9 @@ class Collected:
         """
         adapter = self._aggregated(hidden)
         if self._local:
-            self.products = measure(self._adapter, adapter, self._local, self._weights)
+            alone = self.sent if self._personal or not layers_of(self._adapter) else ()
+            found = measure(self._adapter, adapter, self._local, self._weights, alone)
+            self.products = replace(found, error=None) if found and self._personal else found
         return adapter
 
     def _aggregated(self, hidden: int) -> Tensors:

@@ -48,6 +48,11 @@ def expect_method(config: RunConfig) -> None:
             f"{name!r} does not make; expected a rule that weighs sites ('multi_krum', 'krum', 'geometric_median'), "
             "or 'none'"
         )
+    if config.aggregation.robust == "geometric_median" and name == "hetlora":
+        raise ValueError(
+            "aggregation.robust 'geometric_median' gives a far site a small weight, and 'hetlora' weighs sites by "
+            "their norm, which gives it back; expected a rule that leaves sites out ('multi_krum', 'krum'), or 'none'"
+        )
     if config.aggregation.robust != "none" and config.privacy.site_level_settings is not None:
         raise ValueError(
             f"aggregation.robust {config.aggregation.robust!r} is set under site-level privacy, whose noise is planned "

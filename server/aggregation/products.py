@@ -15,11 +15,14 @@ below about 1e-7 of ‖M‖ is not told from 0. The factors are those without th
 That matrix grows with the square of the number of sites. Of more than :data:`MOST_PAIRED` the same measures follow from
 each site's own norm, from ‖M‖² and ‖N - M‖², and from drift² = Σ w ‖P_k‖² - ‖M‖²; cosines are then of the pairs among
 so many sites, evenly spaced in order of name.
+
+Where a product is not known at the coordinator, as under FedSA-LoRA, whose B stay at the sites, or where there are no
+factors, the same is measured of tensors as they are sent, in the place of the products.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -41,7 +44,7 @@ class RoundProducts:
     """The measures of a round; see the module.
 
     Attributes:
-        error: None where M is zero.
+        error: None where M is zero, or the products are not known.
         drift: 0 for one site.
         update_norms: by site.
         cosine_mean: over pairs of sites; None for one site, or where an update is zero.
@@ -60,6 +63,7 @@ def measure(
     after: Mapping[str, Tensor],
     local: Mapping[str, Tensors],
     weights: Mapping[str, float],
+    alone: Collection[str] = (),
 ) -> RoundProducts | None:
     """Measure a round.
 
@@ -68,16 +72,22 @@ def measure(
         after: whole adapter that the method made.
         local: by site, its own whole adapter after training; factors may be of a lower rank.
         weights: of the sites; not normalised.
+        alone: names of tensors, of one shape at all sites, that are measured in the place of the products.
 
     Returns:
-        None where there are no factors.
+        None where there is nothing to measure.
     """
     sites, layers = sorted(local), layers_of(before)
-    if not layers or not sites:
+    if not sites or not (layers or alone):
         return None
     share = torch.tensor([weights[site] for site in sites], dtype=torch.float64)
     share /= share.sum()
-    rounds = (
+    tensors = (
+        _LayerRound(_as_product(before[name]), [_as_product(local[site][name]) for site in sites],
+                    _as_product(after[name]))
+        for name in sorted(alone)
+    )  # fmt: skip
+    products = (
         _LayerRound(
             factors_of(before, layer),
             [factors_of(local[site], layer) for site in sites],
@@ -85,6 +95,7 @@ def measure(
         )
         for layer in layers
     )  # one layer in float64 at a time
+    rounds = tensors if alone else products
     return (_measured_of_all if len(sites) <= MOST_PAIRED else _measured_of_many)(sites, rounds, share)
 
 
@@ -95,6 +106,11 @@ class _LayerRound:
     first: Factors
     own: list[Factors]
     made: Factors
+
+
+def _as_product(value: Tensor) -> Factors:
+    """Return a tensor's entries as a product of one row."""
+    return Factors(torch.ones(1, 1, dtype=torch.float64), value.double().reshape(1, -1))
 
 
 def total_of(adapter: Mapping[str, Tensor], layer: str) -> Factors:

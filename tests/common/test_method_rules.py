@@ -152,3 +152,9 @@ def test_settings_without_effect_are_told() -> None:
     assert method_warnings(config_of("lora_fair", **{"aggregation": fair})) == ()
     (alone,) = method_warnings(config_of("rolora", federation={"rounds": 1}))
     assert "A stays as it is" in alone
+
+
+def test_rule_whose_weights_the_method_undoes_is_refused() -> None:
+    with pytest.raises(ConfigError, match="weighs sites by their norm, which gives it back"):
+        config_of("hetlora", **{"aggregation": {"method": "hetlora", "robust": "geometric_median"}})
+    config_of("hetlora", **{"aggregation": {"method": "hetlora", "robust": "multi_krum"}})

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +13,7 @@ from common.errors import AdmissionError
 from common.methods import METHODS
 from common.tensors import Tensors
 from server.aggregation.catalog import AGGREGATORS, aggregator_of
-from server.aggregation.exact_sum import ExactSum
+from server.aggregation.exact_sum import FRACTION_BITS, ExactSum
 
 LINEAR = sorted(method for method in AGGREGATORS if METHODS[method].linear)
 
@@ -43,6 +46,23 @@ def test_single_site_gives_its_own_adapter(method: str) -> None:
     got = aggregate(method, [update], [0.37], adapter)
     for name, start in adapter.items():
         torch.testing.assert_close(got[name], start + update[name], rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", LINEAR)
+@settings(deadline=None, max_examples=30)
+@given(data=st.data())
+def test_stream_has_the_bits_of_the_batch(method: str, data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, 8))
+    updates = [random_update(i, 10.0 ** data.draw(st.integers(-6, 3))) for i in range(count)]
+    weights = [data.draw(st.floats(1e-3, 1.0)) for _ in range(count)]
+    adapter = random_update(42)
+    streamed = aggregate(method, updates, weights, adapter)
+    shares = np.array(weights)
+    for name, start in adapter.items():
+        batch = np.stack([update[name].double().numpy() for update in updates])
+        terms = np.rint(batch * shares.reshape(-1, *[1] * start.dim()) * 2.0**FRACTION_BITS).astype(np.int64)
+        whole = terms.sum(axis=0) / (2.0**FRACTION_BITS * float(sum(map(Fraction, weights))))
+        assert torch.equal(streamed[name], start + torch.from_numpy(np.asarray(whole)).float())
 
 
 @settings(deadline=None)

@@ -6,10 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 import server.aggregation.products
 from common.factors import FIXED_A, FIXED_B, A, B, factors_of, layers_of
 from common.methods import METHODS
+from common.tensors import Tensors
 from server.aggregation.catalog import AGGREGATORS
 from server.aggregation.products import measure
 from tests.server.factor_rounds import HEAD, FactorRound, dense, dense_total, random_round, relative_error, shapes
@@ -123,6 +125,25 @@ def test_order_of_sites_does_not_change_a_bit(method: str, data: st.DataObject) 
 
 
 @pytest.mark.parametrize("method", METHODS)
+@settings(deadline=None, max_examples=15)
+@given(data=st.data())
+def test_names_of_sites_do_not_matter(method: str, data: st.DataObject) -> None:
+    m, n, ranks, seed = data.draw(shapes(METHODS[method].mixed_ranks))
+    current = random_round(method, m, n, ranks, seed)
+    names = dict(zip(current.updates, data.draw(st.permutations(list(current.updates))), strict=True))
+    renamed = FactorRound(
+        current.adapter,
+        {names[site]: update for site, update in current.updates.items()},
+        {names[site]: weight for site, weight in current.weights.items()},
+    )
+    before, after = current.aggregate(method), renamed.aggregate(method)
+    for layer in layers_of(current.adapter):
+        off = float((dense_total(after, layer) - dense_total(before, layer)).norm())
+        assert off < 1e-5 * current.dense_scale(layer)
+    torch.testing.assert_close(after[HEAD], before[HEAD], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_head_is_the_plain_weighted_mean_in_every_method(method: str) -> None:
     current = random_round(method, 7, 5, [2, 2, 2], 4)
     total = sum(current.weights.values())
@@ -181,6 +202,34 @@ def test_measures_equal_the_dense_ones(method: str, paired: int, rows: int, monk
     ]  # fmt: skip
     assert measured.cosine_mean == pytest.approx(sum(pairs) / len(pairs), rel=1e-6, abs=1e-9)
     assert measured.cosine_min == pytest.approx(min(pairs), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("paired", [32, 3])
+def test_measures_of_tensors_alone_are_those_of_one_long_vector(paired: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.aggregation.products, "MOST_PAIRED", paired)
+    current = random_round("fedsa_lora", 6, 5, [2] * 5, 3)
+    after, names = current.aggregate("fedsa_lora"), [*current.updates["site 0"]]
+    after["one" + A] = after["one" + A] + 0.1
+    local = {site: current.local(site) for site in current.updates}
+    measured = measure(current.adapter, after, local, current.weights, names)
+    assert measured is not None
+
+    def flat(tensors: Tensors) -> Tensor:
+        return torch.cat([tensors[name].double().flatten() for name in names])
+
+    total, start = sum(current.weights.values()), flat(current.adapter)
+    mean = sum((w / total * flat(local[site]) for site, w in current.weights.items()), torch.zeros_like(start))
+    assert measured.error == pytest.approx(float((flat(after) - mean).norm() / mean.norm()), rel=1e-4)
+    apart = {site: float((flat(own) - mean).square().sum()) for site, own in local.items()}
+    assert measured.drift == pytest.approx(
+        sum(w / total * apart[site] for site, w in current.weights.items()) ** 0.5, rel=1e-6
+    )
+    steps = {site: flat(own) - start for site, own in local.items()}
+    assert measured.update_norms == pytest.approx({site: float(step.norm()) for site, step in steps.items()}, rel=1e-6)
+    seen = [f"site {number}" for number in ((0, 1, 3) if paired == 3 else range(5))]
+    assert measured.cosine_min == pytest.approx(
+        min(float(torch.cosine_similarity(steps[a], steps[b], dim=0)) for a in seen for b in seen if a < b), rel=1e-6
+    )
 
 
 def test_measures_of_one_site_or_of_sites_that_learnt_nothing() -> None:

@@ -106,8 +106,13 @@ def test_two_of_seven_sites_cannot_move_the_aggregate_far(rule: str, factor: flo
     assert got < (0.7 if rule == "norm_clip" else 0.2)
 
 
-@pytest.mark.parametrize("rule", ["krum", "multi_krum", "geometric_median"])
-@pytest.mark.parametrize("method", GATHERING)
+@pytest.mark.parametrize(
+    ("method", "rule"),
+    [
+        pair for pair in itertools.product(GATHERING, ["krum", "multi_krum", "geometric_median"])
+        if pair != ("hetlora", "geometric_median")
+    ],
+)  # fmt: skip
 def test_method_that_needs_all_factors_takes_a_rules_weights(
     make_config: Callable[..., RunConfig], method: str, rule: str
 ) -> None:

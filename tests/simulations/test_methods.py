@@ -33,6 +33,8 @@ from simulations.run import simulate
 GLOBAL = sorted(METHODS.keys() - {"fedsa_lora"})
 """Methods with one adapter for all sites."""
 EXACT = {"ffa_lora", "rolora", "flora", "fedex_lora", "fedsvd", "fed_sb"}
+NORM_OUTWEIGHS = ("hetlora", "geometric_median")
+"""Refused: one weighs by norm what the other weighs by distance."""
 PRIVATE = {"unit": "example", "noise_multiplier": 1.0, "accountant": "rdp"}
 
 
@@ -188,6 +190,34 @@ def test_sites_of_mixed_ranks_get_and_send_what_they_can_hold(
     assert (summary["products"]["error"][0] < 1e-5) == (method == "flora")
 
 
+MIXED = [name for name, method in METHODS.items() if method.mixed_ranks]
+
+
+@pytest.mark.parametrize(
+    ("method", "rule"),
+    [(m, r) for m in MIXED for r in ("krum", "multi_krum", "geometric_median") if (m, r) != NORM_OUTWEIGHS],
+)
+def test_robust_rule_weighs_sites_of_ranks_of_their_own(
+    make_config: Callable[..., RunConfig], tmp_path: Path, method: str, rule: str
+) -> None:
+    hostile = {"name": "scale_1000", "sites": ["site-1"]}
+
+    def play(name: str, **sections: Any) -> dict[str, torch.Tensor]:
+        config = method_config(
+            make_config, method, adapter={"rank": 4, "alpha": 8}, data={"partition": {"kind": "iid", "sites": 5}},
+            federation={"rounds": 3, "virtual_ranks": [4, 1, 2, 1, 1]}, **sections,
+        )  # fmt: skip
+        simulate(config, tmp_path / name)
+        return adapter_of(tmp_path / name)
+
+    guarded = play("guarded", aggregation={"robust": rule}, simulation={"attacks": [hostile]})
+    honest = play("honest")
+    size = sum(float(value.square().sum()) for value in honest.values()) ** 0.5
+    assert sum(float(value.square().sum()) for value in guarded.values()) ** 0.5 < 2 * size
+    rows = [value.norm(dim=1) for name, value in guarded.items() if name.endswith(A)]
+    assert all(float(own.min()) > 0 for own in rows)  # what no chosen site trained can still be
+
+
 @pytest.mark.parametrize("mixed", [False, True], ids=["one rank", "mixed ranks"])
 @pytest.mark.parametrize("method", METHODS)
 def test_method_trains_under_example_level_dp(
@@ -235,6 +265,7 @@ def test_fedsa_keeps_b_at_each_site_and_evaluates_sites_with_their_own(
     assert not any(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
     assert not any(value.any() for name, value in adapter_of(tmp_path / "run").items() if name.endswith(B))
     assert summary["products"]["error"] == [None] * 3
+    assert all(value > 0 for key in ("drift", "update_norm_max") for value in summary["products"][key])
     model = resident_model(config)
     shared = {**initial_adapter(model, 0), **load_checkpoint(RunFolder(tmp_path / "run").checkpoint).adapter}
     alone = Evaluator(model, config, load_federated_data(config.data, config.seed).test)(shared)

@@ -240,8 +240,8 @@ def test_run_folders_are_numbered_and_the_newest_is_found(
         newest_run_folder(config, tmp_path / "elsewhere")
 
 
-def test_check_tells_of_too_few_sites_for_the_robust_rule(make_config: Callable[..., RunConfig]) -> None:
-    with pytest.raises(RunError, match=r"a round has 3 sites but aggregation\.robust 'krum' against 1 bad ones needs 5"):
+def test_check_tells_of_too_few_sites_for_a_rule(make_config: Callable[..., RunConfig]) -> None:
+    with pytest.raises(RunError, match=r"a round has 3 sites .* against 1 bad ones needs 5"):
         check_run(make_config(aggregation={"robust": "krum"}))
     assert check_run(make_config(aggregation={"robust": "median"}))["rounds"] > 0
 
