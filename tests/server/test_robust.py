@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.serverapp.strategy.fedtrimmedavg import trim_mean
 from flwr.serverapp.strategy.multikrum import compute_distances, select_multikrum
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -184,12 +185,14 @@ def test_krum_is_flowers_where_that_is_exact_enough() -> None:
         assert {id(contents[int(index)]) for index in kept.nonzero()} == set(map(id, several))
 
 
-def test_median_and_trimmed_mean_are_numpys_by_entry() -> None:
+def test_median_and_trimmed_mean_are_numpys_and_flowers_by_entry() -> None:
     current = random_round("ffa_lora", 6, 5, [2] * 6, 5)
     name = "one" + B
     rows = np.sort(np.stack([update[name].double().numpy() for update in current.updates.values()]), axis=0)
     np.testing.assert_allclose(combined("median", 1, current)[name], np.median(rows, axis=0), rtol=1e-6)
-    np.testing.assert_allclose(combined("trimmed_mean", 2, current)[name], rows[2:-2].mean(axis=0), rtol=1e-5)
+    trimmed = combined("trimmed_mean", 2, current)[name]
+    np.testing.assert_allclose(trimmed, rows[2:-2].mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(trimmed, trim_mean(rows, 2.5 / len(rows)), rtol=1e-5)  # Flower's
 
 
 def test_geometric_median_minimises_the_sum_of_distances() -> None:
