@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from common.config.load import load_run_config
 from common.config.run import RunConfig
 from common.config.simulation import AttackName
 from common.methods import METHODS
@@ -17,9 +18,12 @@ from common.tensors import is_finite
 from simulations.results.hostile import (
     ATTACKS,
     HOSTILE,
+    LARGEST_MOVE,
     MALFORMED,
+    ROOT,
     SITES,
     WELL_FORMED,
+    WORK,
     Cell,
     cells,
     config_of,
@@ -87,6 +91,27 @@ def test_every_method_goes_on_through_every_attack(
     make_config: Callable[..., RunConfig], tmp_path: Path, method: str
 ) -> None:
     play(make_config, tmp_path / "run", method)
+
+
+@pytest.mark.slow
+def test_matching_rule_keeps_what_honest_sites_reach(tmp_path: Path) -> None:
+    fewer = ("data.max_rows_per_site=24", "data.max_test_rows=200")
+
+    def accuracy(cell: Cell) -> float:
+        config = load_run_config(ROOT / "configs" / "quickstart.yaml", [*WORK, *fewer, *cell.overrides()])
+        summary = simulate(config, tmp_path / cell.label.replace(" ", "-"))
+        return float(summary["metrics_after"]["test"]["overall"]["accuracy"])
+
+    honest, guarded, plain = (
+        accuracy(cell)
+        for cell in (
+            Cell("fedit", None, "plain"),
+            Cell("fedit", "scale_1000", "guarded"),
+            Cell("fedit", "scale_1000", "plain"),
+        )
+    )
+    assert guarded >= (1 - LARGEST_MOVE) * honest
+    assert plain < 0.5 * honest
 
 
 def test_grid_has_every_attack_under_every_method_and_its_rule_where_there_is_one() -> None:
