@@ -1,4 +1,4 @@
-"""Writes the table of ``docs/codecs.md``: what each codec does to accuracy and bytes.
+"""Writes the tables of ``docs/codecs.md``: what each codec does to accuracy and bytes, and to a larger update's bytes.
 
 Run it with
 
@@ -16,9 +16,15 @@ from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any
 
+import torch
 import typer
+import yaml
 
+from common.codecs.codec import encode
+from common.codecs.packing import Packing
+from common.config.communication import CommunicationConfig
 from common.errors import ConfigError
+from common.factor_names import A, B
 from simulations.commands.options import set_up
 from simulations.results.page import markdown, write_tables
 from simulations.study.intervals import over_seeds
@@ -49,7 +55,21 @@ PACKINGS: dict[str, str] = {
 }
 """``communication`` of each variant, by its label; the first is what others are compared with."""
 
+LARGE_PACKINGS: dict[str, str] = {
+    "fp32": "{codec: fp32}",
+    "bf16": "{codec: bf16}",
+    "int8": "{codec: int8}",
+    "int8, block 256, zstd 3": "{codec: int8, block: 256, zstd: 3}",
+    "int4": "{codec: int4}",
+    "int4, block 128, zstd 3": "{codec: int4, block: 128, zstd: 3}",
+    "top-k 0.1 of int8": "{codec: int8, top_k: 0.1}",
+}
+"""``communication`` of the updates whose bytes alone are shown."""
+
 COMMAND = "python -m simulations.results.codecs"
+
+LARGE_RANK, LARGE_SIDE = 16, 4096
+"""Of the factors whose bytes are shown besides: query and value of a layer of 4096 x 4096."""
 
 
 def variants() -> list[Variant]:
@@ -83,6 +103,29 @@ def table(planned: Sequence[PlannedRun]) -> str:
     return markdown(rows)
 
 
+def sizes() -> dict[str, int]:
+    """Return the bytes of an update of the larger factors, by packing. Its entries are normal, as under DP's noise."""
+    layer = "base_model.model.model.layers.0.self_attn"
+    shapes = {A: (LARGE_RANK, LARGE_SIDE), B: (LARGE_SIDE, LARGE_RANK)}
+    draw = torch.Generator().manual_seed(0)
+    update = {
+        f"{layer}.{module}{factor}": torch.randn(shape, generator=draw)
+        for module in ("q_proj", "v_proj") for factor, shape in shapes.items()
+    }  # fmt: skip
+    found: dict[str, int] = {}
+    for label, text in LARGE_PACKINGS.items():
+        packing = Packing.of_update(CommunicationConfig.model_validate(yaml.safe_load(text)))
+        found[label] = len(encode(update, packing, torch.Generator().manual_seed(1)))
+    return found
+
+
+def sizes_table() -> str:
+    """Return the Markdown table of :func:`sizes`."""
+    found = sizes()
+    rows = [[label, f"{count / 1000:.1f}", f"{100 * count / found['fp32']:.1f} %"] for label, count in found.items()]
+    return markdown([["codec", "kB", "of fp32"], *rows])
+
+
 def _after(summaries: Sequence[dict[str, Any]]) -> list[float]:
     return [100.0 * summary["metrics_after"]["test"]["overall"]["accuracy"] for summary in summaries]
 
@@ -95,14 +138,14 @@ def _bytes(summaries: Sequence[dict[str, Any]], way: str) -> float:
 def main(
     seeds: Annotated[int, typer.Option(min=1, max=9, help="Seeds a variant, from 0.")] = 8,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
-    run: Annotated[bool, typer.Option(help="Run what is missing before writing the table.")] = True,
+    run: Annotated[bool, typer.Option(help="Run what is missing before writing the tables.")] = True,
 ) -> None:
-    """Run what is missing and write the table."""
+    """Run what is missing and write the tables."""
     set_up(debug=False, threads=threads)
     planned = plan_runs(RUNS, [(each.label, each.config) for each in variants()], range(seeds))
     if run:
         run_missing(planned, watching=timed, keep=True)
-    write_tables(PAGE, {"codecs": table(planned)}, COMMAND)
+    write_tables(PAGE, {"codecs": table(planned), "sizes": sizes_table()}, COMMAND)
 
 
 if __name__ == "__main__":
