@@ -60,7 +60,7 @@ def variates_before(store: PersonalStore | None, run: str, taken: int, manifest:
     if store is None:
         raise ConfigError(
             "training.control_variates keeps a variate at each site, and this virtual site has no place for it; "
-            "expected fedtune-sim, or a real site."
+            "expected fedtune-sim."
         )
     if taken == 0:
         return {name: torch.zeros(shape) for name, shape in manifest.items()}
@@ -76,9 +76,13 @@ def variates_before(store: PersonalStore | None, run: str, taken: int, manifest:
 def keep_variates(
     store: PersonalStore | None, run: str, number: int, taken: int, own: Tensors, change: Tensors
 ) -> None:
-    """Keep c_i + Δc_i of round ``number``; what stood of rounds after ``taken`` is dropped, since nobody took it."""
+    """Keep c_i + Δc_i of round ``number``; what stood of rounds after ``taken`` is dropped, since nobody took it.
+
+    Where none was taken, as when the federation starts its variates again, nothing is: a run resumed from before that
+    asks for what stood.
+    """
     if store is not None:
-        store.states.write(run, store.site, number, {_NAME: add(own, change)}, after=taken)
+        store.states.write(run, store.site, number, {_NAME: add(own, change)}, after=taken or None)
 
 
 def add_correction(

@@ -61,7 +61,9 @@ class ControlRound:
         weights: Mapping[str, float], unit: float,
     ) -> None:  # fmt: skip
         if before.shared and before.weights != weights:
-            logger.warning("round %d: other sites than before; control variates start again at zero", number)
+            logger.warning(
+                "round %d: sites or weights are not those before; control variates start again at zero", number
+            )
             before = Controls()
         self._number, self._config, self._weights = number, config, dict(weights)
         self._total = sum(weights.values()) / unit
@@ -91,7 +93,7 @@ class ControlRound:
         update, change = parted(payload)
         planned = plain_steps(self._config, num_examples)
         if steps != planned:
-            raise AdmissionError("variates", f"{steps} steps were taken; expected {planned}, those of its rows")
+            raise AdmissionError("variates", f"{steps} steps were taken; expected {planned}, from the rows declared")
         wanted = change_of(update, self.shared, self._config.training, steps)
         for name, value in wanted.items():
             scale = float(value.abs().max()) + float(self.shared[name].abs().max())

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
 _OF_UPDATES = ("norm_clip", "median", "trimmed_mean")
 """Robust rules that make an aggregate of updates; the others weigh whole sites."""
-_OF_OPTIMIZER = ("server_lr", "server_beta1", "server_beta2", "server_tau")
-"""Settings of the server optimizer."""
 
 
 def expect_method(config: RunConfig) -> None:
@@ -114,8 +112,8 @@ def _expect_outvoted(config: RunConfig) -> None:
     if rule in ("norm_clip", "geometric_median") and settings.weights == "examples" and 2 * bad * share >= 1:
         raise ValueError(
             f"aggregation.robust {rule!r} holds while bad sites have less than half of the weight, and under weights "
-            f"'examples' {bad} of them can declare {min(1.0, bad * share):.0%} of it; expected weights 'uniform', a "
-            "max_weight below 1 / (2 robust_sites), or a rule that counts sites ('multi_krum', 'median')"
+            f"'examples' {bad} of them can declare {min(1.0, bad * share):.0%} of it; expected weights 'uniform', "
+            "robust 'multi_krum', which counts sites, or a max_weight below 1 / (2 robust_sites)"
         )
 
 
@@ -134,7 +132,9 @@ def method_warnings(config: RunConfig) -> tuple[str, ...]:
             "aggregation.method 'rolora' trains A in even rounds and federation.rounds is 1: A stays as it is."
         )
     for keys, used, needs in (
-        (_OF_OPTIMIZER, optimizer != "none", "a server_optimizer"),
+        (("server_lr", "server_beta1"), optimizer != "none", "a server_optimizer"),
+        (("server_beta2",), optimizer in ("fedadam", "fedyogi"), "server_optimizer 'fedadam' or 'fedyogi'"),
+        (("server_tau",), optimizer not in ("none", "fedavgm"), "an adaptive server_optimizer"),
         (("residual_penalty",), config.aggregation.method == "lora_fair", "method 'lora_fair'"),
     ):
         defaults = type(config.aggregation).model_fields

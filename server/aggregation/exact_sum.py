@@ -3,7 +3,7 @@
 Floating-point addition is not associative, so a streamed average would depend on which site answers first. Terms are
 rounded once to a fixed-point grid of 2⁻³⁶ and added as 64-bit integers, which is exact: any order, any grouping, same
 bits, with one accumulator however many sites there are. The error of a term is 2⁻³⁷ (7e-12) at most, whatever its
-size: at 1e-2 a fiftieth of float32's resolution, at 1e-6 up to 7e-6 of the value, and below 1e-11 all of it.
+size: at 1e-2 a fiftieth of float32's resolution, at 1e-6 up to 7e-6 of the value, and below 7e-12 all of it.
 """
 
 from __future__ import annotations

@@ -17,6 +17,9 @@ from common.tensors import Tensors
 from server.aggregation.gathered import Gathered
 from server.aggregation.rest import averaged_rest
 
+LEAST_SHARE = 1e-6
+"""Sites that count less train no row: what is left of one would be too short for B to get a gradient."""
+
 
 def finish(gathered: Gathered, adapter: Tensors) -> Tensors:
     """Return the next adapter, of the rank of ``adapter``; the plain mean where every product is zero."""
@@ -27,7 +30,7 @@ def finish(gathered: Gathered, adapter: Tensors) -> Tensors:
         total = sum(sized)
         shares = [size / total for size in sized] if total > 0 else weights
         rank = len(adapter[layer + A])
-        trained = max(one.rank for share, one in zip(shares, factors, strict=True) if share > 0)
+        trained = max(one.rank for share, one in zip(shares, factors, strict=True) if share > LEAST_SHARE)
         b = sum((share * _padded(one.b.T, rank).T for share, one in zip(shares, factors, strict=True)), torch.zeros(()))
         a = sum((share * _padded(one.a, rank) for share, one in zip(shares, factors, strict=True)), torch.zeros(()))
         a[trained:] = adapter[layer + A][trained:]

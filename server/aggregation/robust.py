@@ -32,7 +32,8 @@ aggregate of updates, in the place of a linear method's weighted mean.
 Median and trimmed mean are of entries, and the entries of a product would be a dense matrix: they are taken of what is
 sent, which under methods with one trained factor are the coordinates of the product in a fixed basis. Both ignore
 weights, as a large declared one would outvote the rest. Norm clipping and the geometric median do not: there the bad
-sites must have less than half of the weight too, which the config check sees to.
+sites must have less than half of the weight too, which the config check sees to for those asked. Multi-Krum chooses
+sites whatever they declare, and averages by weight those it chose.
 """
 
 from __future__ import annotations

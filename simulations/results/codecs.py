@@ -90,7 +90,7 @@ def table(planned: Sequence[PlannedRun]) -> str:
         if summary is None:
             raise ConfigError(f"{run.folder} has no summary; expected a complete run. Run the script without --no-run.")
         found.setdefault(run.label, []).append(summary)
-    rows = [["codec", "accuracy (%)", "less fp32 (points)", "kB up", "of fp32", "kB down", "of fp32", "seeds"]]
+    rows = [["codec", "accuracy (%)", "minus fp32 (points)", "kB up", "of fp32", "kB down", "of fp32", "seeds"]]
     first = next(iter(found.values()))
     for label, summaries in found.items():
         after = [accuracy - other for accuracy, other in zip(_after(summaries), _after(first), strict=True)]

@@ -191,7 +191,7 @@ def _alone(cell: Cell, runs: Path) -> str:
 
 def well_formed_table(methods: Sequence[str], runs: Path) -> str:
     """Return the Markdown table of what admission lets in: method and attack by rule."""
-    rows = [["attack", "method", "honest", "with the rule", "less honest (points)", "without"]]
+    rows = [["attack", "method", "honest", "with the rule", "minus honest (points)", "without"]]
     for attack in WELL_FORMED:
         weights = weights_of(attack)
         for method in methods:

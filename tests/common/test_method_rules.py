@@ -148,6 +148,8 @@ def test_settings_without_effect_are_told() -> None:
     assert [sentence.split()[0].partition(".")[2] for sentence in found] == list(unused)
     used = {**unused, "server_optimizer": "fedadam"}
     assert len(method_warnings(config_of("fedit", **{"aggregation": used}))) == 1
+    momentum = {"server_optimizer": "fedavgm", "server_beta1": 0.5, "server_beta2": 0.5, "server_tau": 1.0}
+    assert len(method_warnings(config_of("fedit", **{"aggregation": momentum}))) == 2
     fair = {"method": "lora_fair", "residual_penalty": 1.0}
     assert method_warnings(config_of("lora_fair", **{"aggregation": fair})) == ()
     (alone,) = method_warnings(config_of("rolora", federation={"rounds": 1}))

@@ -47,7 +47,7 @@ def test_site_that_is_merely_broken_does_not_switch_the_rule_off_for_a_hostile_o
 ) -> None:
     spread = {site: {name: (1 + 0.01 * place) * v for name, v in UPDATE.items()} for place, site in enumerate(SEVEN)}
     spread["b"] = {name: -1000.0 * value for name, value in UPDATE.items()}
-    for rule in ("krum", "multi_krum", "median", "trimmed_mean", "geometric_median"):
+    for rule in ("krum", "multi_krum", "trimmed_mean"):
         current = make_round(make_config(aggregation={"robust": rule, "robust_sites": 1}), SEVEN)
         for site in SEVEN[1:]:
             current.take(site, reply_to(current, site), encode(spread[site], "fp32"))

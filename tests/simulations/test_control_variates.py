@@ -16,22 +16,19 @@ from client.training.loop import _run_batch, train_locally
 from client.training.site_round import SiteRound
 from client.variates import Variates
 from common.config.run import RunConfig
-from common.errors import AdmissionError, ConfigError, RunError
+from common.errors import ConfigError, RunError
 from common.methods import sent_names, trained_names
 from common.models.adapter import AdaptedModel, initial_adapter
 from common.models.resident import resident_model
 from common.run_folder import RunFolder
 from common.tensors import Tensors, add, l2_norm, subtract
-from common.variates import PREFIX, change_of, marked, parted
+from common.variates import PREFIX, marked, parted
 from server.checkpoint import load_checkpoint
-from server.cohort import admit_members
 from server.events import Observer
 from server.outcome import Outcome
-from server.variates import ControlRound, Controls
 from simulations.check import check_run
 from simulations.engines.settings import EngineSettings
 from simulations.run import simulate
-from tests.server.test_rounds import description
 
 SITES = 3
 
@@ -282,44 +279,6 @@ def test_a_site_that_lost_its_variate_refuses(make_config: Callable[..., RunConf
     virtual_states(folder.sites).drop(load_checkpoint(folder.checkpoint).run)
     with pytest.raises(RunError, match="refused"):
         simulate(config, tmp_path / "run", resume=True)
-
-
-def play(config: RunConfig, before: Controls, own: dict[str, float], pulls: dict[str, float], number: int) -> Controls:
-    """A round of sites whose gradients are constant; ``own`` is c_i by site, as each keeps it."""
-    current = ControlRound(number, before, {"x": torch.zeros(1)}, config, dict.fromkeys(pulls, 1.0), 1.0)
-    c, steps = float(current.shared["x"]), config.training.local_steps or 0
-    for site, pull in pulls.items():
-        kept = own[site] if current.taken(site) else 0.0
-        update = {"x": torch.tensor([-config.training.lr * steps * (pull - kept + c)])}
-        change = change_of(update, current.shared, config.training, steps)
-        current.add(site, current.admit({**update, **marked(change)}, steps, 5)[1], 1.0)
-        own[site] = kept + float(change["x"])
-    return current.finish()
-
-
-def test_shared_variate_is_the_mean_of_the_sites_that_take_part_now(make_config: Callable[..., RunConfig]) -> None:
-    config, own, controls = scaffold(make_config), {}, Controls()
-    pulls = {"a": 1.0, "b": 3.0}
-    for number, changed in enumerate((pulls, pulls, {**pulls, "late": -4.0}, {**pulls, "late": -4.0}, {"a": 1.0}), 1):
-        controls = play(config, controls, own, changed, number)
-        assert float(controls.shared["x"]) == pytest.approx(sum(changed.values()) / len(changed), abs=1e-5)
-        assert [own[site] for site in changed] == pytest.approx(list(changed.values()), abs=1e-5)
-
-
-@pytest.mark.parametrize("told", [1, 3, 5, 10**7])
-def test_steps_that_were_not_planned_are_rejected(make_config: Callable[..., RunConfig], told: int) -> None:
-    config = scaffold(make_config)
-    current = ControlRound(1, Controls(), {"x": torch.zeros(1)}, config, {"a": 1.0}, 1.0)
-    update = {"x": torch.tensor([-1.0])}
-    with pytest.raises(AdmissionError, match=f"variates: {told} steps were taken; expected 4"):
-        current.admit({**update, **marked(change_of(update, current.shared, config.training, told))}, told, 5)
-
-
-def test_site_that_declares_no_rows_takes_no_part(make_config: Callable[..., RunConfig]) -> None:
-    told = description("one", num_examples=None)
-    base, initial = told.base_fingerprint, told.initial_fingerprint
-    assert admit_members({1: told}, scaffold(make_config, on=False), base, initial)[1] == {}
-    assert "declares no number of rows" in admit_members({1: told}, scaffold(make_config), base, initial)[1][1]
 
 
 def test_payload_of_another_round_trip_is_whole() -> None:
