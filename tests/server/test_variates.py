@@ -1,4 +1,4 @@
-"""SCAFFOLD's control variates at the coordinator: whose mean c is, what of a site is believed, what a restart leaves."""
+"""SCAFFOLD's variates at the coordinator: whose mean c is, what of a site is believed, what a restart leaves."""
 
 from __future__ import annotations
 
