@@ -20,6 +20,9 @@ from tests.tiny_models import CAUSAL, FAMILIES
 LENGTHS = (5, 9, 2, 9, 1, 24, 7, 3)
 """Of rows in no order, so that attention has to sort them, and long enough for more than one group."""
 
+ROUNDING = 1e-5
+"""Of float32 sums in another order, relative: 1e-6 on one CPU and 2e-6 on the next. A row in a wrong place costs 1e-2."""
+
 SET_UPS = [
     *((family, "classification", "family", "lora") for family in FAMILIES if family != "xlnet"),
     *((family, "causal_lm", "family", "lora") for family in sorted(CAUSAL)),
@@ -68,9 +71,9 @@ def test_packed_pass_is_the_padded_one(
     logits, gradients = logits_and_gradients(model, ids, mask)
     with padded():
         expected, slow = logits_and_gradients(model, ids, mask)
-    assert float((logits - expected).norm()) < 2e-6 * float(expected.norm())
+    assert float((logits - expected).norm()) < ROUNDING * float(expected.norm())
     assert gradients.keys() == slow.keys()
-    assert l2_norm(subtract(gradients, slow)) < 2e-6 * l2_norm(slow)
+    assert l2_norm(subtract(gradients, slow)) < ROUNDING * l2_norm(slow)
     with torch.inference_mode():
         torch.testing.assert_close(model.logits(ids, mask) * (mask[..., None] if task == "causal_lm" else 1), logits)
 
@@ -115,7 +118,7 @@ def test_padding_token_inside_a_row_is_a_token(make_config: Callable[..., RunCon
     with padded():
         expected, slow = logits_and_gradients(model, ids, mask)
     torch.testing.assert_close(logits, expected)
-    assert l2_norm(subtract(gradients, slow)) < 2e-6 * l2_norm(slow)
+    assert l2_norm(subtract(gradients, slow)) < ROUNDING * l2_norm(slow)
 
 
 def test_nothing_is_left_on_the_model(make_config: Callable[..., RunConfig]) -> None:
