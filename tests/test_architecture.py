@@ -22,6 +22,7 @@ WALLS = {
         "client/virtual_app.py",
         "client/supervise/sign_off.py",  # speaks to the coordinator as a SuperNode does
         "client/supervise/deaf_node.py",  # looks into one
+        "client/supervise/in_step.py",  # keeps one in step
         "server/app.py",
         "server/strategy.py",
         "server/requests.py",
@@ -57,7 +58,7 @@ WALLS = {
 }
 FLWR_INTERNALS = {
     "simulations/flower_internals.py", "client/supervise/sign_off.py", "client/supervise/deaf_node.py",
-    "server/downloads.py",
+    "client/supervise/in_step.py", "server/downloads.py",
 }  # fmt: skip
 MODULES = sorted(path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 

@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 
 POLL_S, DEAF_LOOKS = 1.0, 5
 """Seconds between looks at a SuperNode, and looks in a row after which one that waits in vain is ended."""
-_AT_WORK = (Status.PENDING, Status.STARTING, Status.RUNNING)
+AT_WORK = (Status.PENDING, Status.STARTING, Status.RUNNING)
+"""What the task of a ClientApp is while it may still answer."""
 
 
 def is_deaf(state: Any, store: Any) -> bool:
@@ -37,7 +38,7 @@ def is_deaf(state: Any, store: Any) -> bool:
     with state.lock_msg_store:
         messages = [entry.message for entry in state.msg_store.values()]
     replies = [message for message in messages if message.metadata.reply_to_message_id]
-    if len(messages) == len(replies) or state.get_tasks(statuses=_AT_WORK):
+    if len(messages) == len(replies) or state.get_tasks(statuses=AT_WORK):
         return False
     return not all(_is_whole(reply.metadata.message_id, store) for reply in replies) or not replies
 

@@ -4,12 +4,20 @@ Flower's SuperNode takes a message, waits until there is any reply, and sends th
 its reply over, there are two, the error that Flower makes of its death and its own: the second is left over, and is
 taken for the reply to the next message. From then on each reply goes out when the message after it has come, a round
 late, until the SuperNode is started again.
+
+And where a run ends while the parts of its message are fetched, as when the SuperLink is killed, Flower's SuperNode
+takes no notice of the message, but leaves it among those to be answered, and its ClientApp waiting for the parts, for
+more than an hour: that one is forgotten here, and its ClientApp let go.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import Any
+
+from flwr.common.constant import SubStatus
+
+from client.supervise.deaf_node import AT_WORK
 
 
 def questions_of(state: Any) -> set[str]:
@@ -35,3 +43,22 @@ def answer_in_step() -> None:
             push(state=state, **settings)
 
     loop._push_messages = push_until_answered
+    pull = loop._pull_and_store_message
+
+    def pull_whole(state: Any, object_store: Any, **settings: Any) -> int | None:
+        """Take a message, as Flower's does, and forget what it stored of one that it did not take."""
+        asked, at_work = questions_of(state), _tasks_of(state)
+        run: int | None = pull(state=state, object_store=object_store, **settings)
+        if run is None:
+            for name in questions_of(state) - asked:
+                state.delete_messages(message_ids=[name])
+                object_store.delete(name)
+            for task in _tasks_of(state) - at_work:
+                state.finish_task(task, sub_status=SubStatus.FAILED, details="its message was not received")
+        return run
+
+    loop._pull_and_store_message = pull_whole
+
+
+def _tasks_of(state: Any) -> set[int]:
+    return {task.task_id for task in state.get_tasks(statuses=AT_WORK)}

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.common.constant import Status, SubStatus
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.run import RunNotRunningException
 
 from client.supervise.in_step import answer_in_step, questions_of
 from tests.client.supervise.test_deaf_node import RUN, Node
@@ -49,7 +52,8 @@ class Talking(Node):
 
 @pytest.mark.parametrize("patched", [True, False])
 def test_message_is_answered_before_the_next_is_taken(monkeypatch: pytest.MonkeyPatch, *, patched: bool) -> None:
-    monkeypatch.setattr(LOOP, "_push_messages", LOOP._push_messages)  # put back afterwards
+    for name in ("_push_messages", "_pull_and_store_message"):
+        monkeypatch.setattr(LOOP, name, getattr(LOOP, name))  # put back afterwards
     if patched:
         answer_in_step()
     node = Talking()
@@ -68,3 +72,35 @@ def test_message_is_answered_before_the_next_is_taken(monkeypatch: pytest.Monkey
     # Without the patch Flower goes on to its next message here, with this one's answer still to come.
     assert at_once == (["asked", "asked", "following"] if patched else ["asked", "asked"])
     assert questions_of(node.state) == (set() if patched else {"following"})
+
+
+@pytest.mark.parametrize("patched", [True, False])
+def test_message_whose_run_ended_as_it_was_fetched_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch, *, patched: bool
+) -> None:
+    for name in ("_push_messages", "_pull_and_store_message"):
+        monkeypatch.setattr(LOOP, name, getattr(LOOP, name))  # put back afterwards
+    if patched:
+        answer_in_step()
+    node = Talking()
+    node.answer(node.message, 1)
+    node.finish(SubStatus.FAILED)
+    node.push()
+
+    message = Message(RecordDict({"asked": ConfigRecord({"n": 7})}), 3, "train")
+    message.metadata.__dict__["_message_id"] = message.object_id
+    message.metadata.__dict__["_run_id"] = RUN
+    state: Any = node.state
+    state.get_run = lambda run_id: SimpleNamespace(primary_task_type="", fab_hash="")
+
+    def ended(run_id: int, name: str) -> bytes:
+        raise RunNotRunningException
+
+    taken = LOOP._pull_and_store_message(
+        state=state, object_store=node.store, node_config={}, receive=lambda: (message, get_object_tree(message)),
+        get_run=None, get_fab=None, pull_object=ended, confirm_message_received=None, trusted_entities=None,
+    )  # fmt: skip
+    assert taken is None
+    left = (set(), []) if patched else ({message.object_id}, [RUN])
+    at_work = state.get_tasks(statuses=(Status.PENDING, Status.STARTING, Status.RUNNING))
+    assert (questions_of(state), [task.run_id for task in at_work]) == left
