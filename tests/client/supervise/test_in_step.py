@@ -50,14 +50,20 @@ class Talking(Node):
         LOOP._push_messages(state=state, object_store=self.store, send=send, push_object=lambda *_: None)
 
 
-@pytest.mark.parametrize("patched", [True, False])
-def test_message_is_answered_before_the_next_is_taken(monkeypatch: pytest.MonkeyPatch, *, patched: bool) -> None:
+def answered_once(monkeypatch: pytest.MonkeyPatch, *, patched: bool) -> Talking:
+    """A SuperNode, with Flower's loop as it is or patched for this test, whose first message has its answer."""
     for name in ("_push_messages", "_pull_and_store_message"):
         monkeypatch.setattr(LOOP, name, getattr(LOOP, name))  # put back afterwards
     if patched:
         answer_in_step()
     node = Talking()
     node.answer(node.message, 1)
+    return node
+
+
+@pytest.mark.parametrize("patched", [True, False])
+def test_message_is_answered_before_the_next_is_taken(monkeypatch: pytest.MonkeyPatch, *, patched: bool) -> None:
+    node = answered_once(monkeypatch, patched=patched)
     node.push()
     assert node.sent == ["asked"]
     assert questions_of(node.state) == set()
@@ -78,12 +84,7 @@ def test_message_is_answered_before_the_next_is_taken(monkeypatch: pytest.Monkey
 def test_message_whose_run_ended_as_it_was_fetched_is_forgotten(
     monkeypatch: pytest.MonkeyPatch, *, patched: bool
 ) -> None:
-    for name in ("_push_messages", "_pull_and_store_message"):
-        monkeypatch.setattr(LOOP, name, getattr(LOOP, name))  # put back afterwards
-    if patched:
-        answer_in_step()
-    node = Talking()
-    node.answer(node.message, 1)
+    node = answered_once(monkeypatch, patched=patched)
     node.finish(SubStatus.FAILED)
     node.push()
 
