@@ -60,7 +60,7 @@ def expect_enough_sites(rule: str, bad: int, sites: int, where: str) -> None:
     Raises:
         RunError: if so many bad sites among so many could move the aggregate at will.
     """
-    least = 2 * bad + (3 if "krum" in rule else 1)
+    least = 2 * bad + _undecided(rule)
     if sites < least:
         raise RunError(
             f"{where} has {sites} sites but aggregation.robust {rule!r} against {bad} bad ones needs {least}; expected "
@@ -80,7 +80,12 @@ def held_against(rule: str, hidden: int, wanted: int, sites: int) -> int:
         wanted: ``aggregation.robust_sites``.
         sites: those that count.
     """
-    return max(hidden, min(wanted, (sites - (3 if "krum" in rule else 1)) // 2))
+    return max(hidden, min(wanted, (sites - _undecided(rule)) // 2))
+
+
+def _undecided(rule: str) -> int:
+    """How many sites a rule needs besides two for each bad one."""
+    return 3 if "krum" in rule else 1
 
 
 def combine(
