@@ -103,7 +103,7 @@ def decode(payload: bytes, manifest: Manifest, packing: Packing | str, refuse: R
         raise refuse("codec", f"is not packed with {packing.tag!r}")
     try:
         parts = load(content)
-    except (SafetensorError, ValueError, RuntimeError, KeyError):
+    except (SafetensorError, ValueError, RuntimeError, KeyError, TypeError, OverflowError):  # past int64: TypeError
         raise refuse("malformed", "is no safetensors file") from None
     if parts.keys() != wire.keys():
         extra, missing = parts.keys() - wire.keys(), wire.keys() - parts.keys()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -58,6 +59,13 @@ def changed(**tensors: torch.Tensor | None) -> bytes:
     return save({name: value for name, value in edited.items() if value is not None}, metadata={"codec": "fp32"})
 
 
+def of_shape(*shape: int) -> bytes:
+    """A safetensors file without data, whose one tensor says it has a shape of no elements."""
+    tensor = {"dtype": "F32", "shape": list(shape), "data_offsets": [0, 0]}
+    header = json.dumps({"x.lora_A.weight": tensor, "__metadata__": {"codec": "fp32"}}).encode()
+    return struct.pack("<Q", len(header)) + header
+
+
 HOSTILE_PAYLOADS: dict[str, tuple[bytes, str]] = {
     "extra key": (changed(extra=torch.ones(1)), "keys"),
     "missing key": (changed(x__lora_A__weight=None), "keys"),
@@ -76,6 +84,9 @@ HOSTILE_PAYLOADS: dict[str, tuple[bytes, str]] = {
     "cut short": (encode(UPDATE, "fp32")[:-5], "malformed"),
     "another codec": (encode(UPDATE, "bf16"), "codec"),
     "no codec": (save(UPDATE), "codec"),
+    "dimension beyond int64": (of_shape(0, 2**64 - 1), "malformed"),
+    "dimension of 2^63": (of_shape(2**63, 0), "malformed"),
+    "dimension of 2^62": (of_shape(0, 2**62, 8), "malformed"),
 }
 
 
