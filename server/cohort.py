@@ -178,14 +178,17 @@ def _expect_mechanism(description: SiteDescription, config: RunConfig) -> None:
 
 
 def sample_cohort(names: Sequence[str], config: RunConfig, round_number: int) -> list[str]:
-    """Return the sites of a round, sorted: all, or as many as are asked, drawn by seed and round.
+    """Return the sites of a round, drawn by seed and round: all, or as many as are asked, sorted.
 
-    Who owes an update or asks for one has no part in it: a resumed round draws the same sites.
+    In mode async they are all of them in the order in which they get their turns: were it the same in every round, the
+    last of it would never get one where fewer may work than there are. Who owes an update or asks for one has no part
+    in the draw: a resumed round draws the same sites.
     """
-    wanted = number_asked(config)
+    wanted, draw = number_asked(config), numpy_generator(config.seed, "cohort", round_number)
+    if config.federation.mode == "async":
+        return draw.permutation(sorted(names)).tolist()  # type: ignore[no-any-return]  # of str
     if wanted is None or wanted >= len(names):
         return sorted(names)
-    draw = numpy_generator(config.seed, "cohort", round_number)
     return sorted(draw.choice(sorted(names), size=wanted, replace=False).tolist())
 
 

@@ -18,6 +18,9 @@ class Observer:
     def round_started(self, number: int, cohort: Sequence[str]) -> None:
         """Requests of a round are going out."""
 
+    def sites_asked(self, number: int, sites: Sequence[str]) -> None:
+        """Further requests of a round are going out: to sites that come in while it is on, or that are asked again."""
+
     def site_answered(self, number: int, site: str, outcome: Outcome) -> None:
         """A site's reply was taken, or given up."""
 

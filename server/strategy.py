@@ -197,6 +197,7 @@ class FederatedTuning(Strategy):
                     for site in free:
                         current.invite(self.members[site])
                     under_way.send(requests(current, self.config, seconds, free))
+                    self.observer.sites_asked(number, free)
             lacking = current.lacking()
             waits = under_way.under_way() if federation.carries else current.unanswered
             if lacking is None or federation.below_min != "extend" or extended or not waits:
@@ -233,7 +234,7 @@ class FederatedTuning(Strategy):
         return self.config.model_copy(update={"federation": federation.model_copy(update={"sites_per_round": asked})})
 
     def _free(self, under_way: Exchange[Call] | None, current: Round | None = None) -> list[str]:
-        """Return the sites to ask now: drawn for the round, not counted in it, owing nothing; no more than may work."""
+        """Return the sites to ask now, in their turns: not counted in the round, owing nothing; no more than may work."""
         federation = self._steered.federation
         busy = _sites(under_way)
         asked = busy if current is None else busy | current.cohort.keys() | {one.site for one in current.carried}

@@ -44,6 +44,7 @@ class LiveProgress(Observer):
         self._task = "classification"
         self._metrics: dict[str, float] = {}
         self._bytes = 0
+        self._asked = 0
 
     def __enter__(self) -> LiveProgress:
         self._progress.start()
@@ -65,8 +66,15 @@ class LiveProgress(Observer):
 
     def round_started(self, number: int, cohort: Sequence[str]) -> None:
         """Begin the bar of sites anew."""
+        self._asked = len(cohort)
         if self._sites is not None:
-            self._progress.reset(self._sites, total=len(cohort), note=f"training round {number}")
+            self._progress.reset(self._sites, total=self._asked, note=f"training round {number}")
+
+    def sites_asked(self, number: int, sites: Sequence[str]) -> None:
+        """Make the bar of sites longer."""
+        self._asked += len(sites)
+        if self._sites is not None:
+            self._progress.update(self._sites, total=self._asked)
 
     def site_answered(self, number: int, site: str, outcome: Outcome) -> None:
         """Advance the bar of sites."""

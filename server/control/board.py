@@ -101,6 +101,10 @@ class Board(Observer):
         known.update({site: SiteStanding("asked") for site in cohort})
         self._set(phase="training", round=number, sites=known, round_began_s=self._clock())
 
+    def sites_asked(self, number: int, sites: Sequence[str]) -> None:
+        """Further requests of a round are going out."""
+        self._set(sites={**self._standing.sites, **{site: SiteStanding("asked") for site in sites}})
+
     def site_answered(self, number: int, site: str, outcome: Outcome) -> None:
         """A site's reply was taken, or given up."""
         standing = self._standing
@@ -112,12 +116,13 @@ class Board(Observer):
         )  # fmt: skip
 
     def round_ended(self, record: dict[str, Any], epsilon: float | None) -> None:
-        """A round is complete; sites that never answered are late."""
+        """A round is complete; sites that never answered are late, or spare."""
         standing = self._standing
         sites, down = dict(standing.sites), standing.bytes_down
         for site, outcome in record["sites"].items():
-            if outcome["status"] == "late" and sites[site].status != "late":
-                sites[site] = SiteStanding("late", outcome["reason"] or "", bytes_down=outcome["bytes_down"])
+            status = outcome["status"]
+            if status in ("late", "spare") and sites.get(site, SiteStanding()).status != status:
+                sites[site] = SiteStanding(status, outcome["reason"] or "", bytes_down=outcome["bytes_down"])
                 down += outcome["bytes_down"]
         self._set(
             phase="between", completed_rounds=record["round"], sites=sites, bytes_down=down, epsilon=epsilon,

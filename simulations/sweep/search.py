@@ -176,6 +176,10 @@ class _Judge(Observer):
         """Pass it on."""
         self._shown.round_started(number, cohort)
 
+    def sites_asked(self, number: int, sites: Sequence[str]) -> None:
+        """Pass it on."""
+        self._shown.sites_asked(number, sites)
+
     def site_answered(self, number: int, site: str, outcome: Outcome) -> None:
         """Pass it on."""
         self._shown.site_answered(number, site, outcome)

@@ -247,3 +247,14 @@ def test_cohort_repeats_and_varies_by_round(make_config: Callable[..., RunConfig
     assert len(set(cohorts)) > 20
     assert {len(set(cohort)) for cohort in cohorts} == {5}
     assert sample_cohort(names, make_config(), 1) == sorted(names)
+
+
+def test_every_site_has_its_turn_early_and_late_where_fewer_may_work_than_there_are(
+    make_config: Callable[..., RunConfig],
+) -> None:
+    names = [f"site {number:02d}" for number in range(20)]
+    config = make_config(federation={"mode": "async", "buffer_size": 2, "sites_per_round": 10})
+    turns = [sample_cohort(names, config, number) for number in range(1, 60)]
+    assert all(sorted(order) == names for order in turns)
+    assert turns == [sample_cohort(names[::-1], config, number) for number in range(1, 60)]
+    assert all(10 < sum(order.index(name) < 10 for order in turns) < 50 for name in names)

@@ -114,6 +114,18 @@ def test_view_tells_who_answered_who_has_not_and_why_one_was_rejected() -> None:
         assert view["round_elapsed_s"] is None
 
 
+def test_view_counts_sites_that_came_in_while_the_round_was_on() -> None:
+    board = Board("tiny", 3)
+    play_round(board, run_config())
+    board.sites_asked(1, ["e"])
+    assert board.read()[1].sites["e"].status == "asked"
+    spare = {"status": "spare", "reason": "", "bytes_down": 90}
+    board.round_ended({"round": 1, "sites": {"c": spare, "e": spare, "unheard of": spare}}, None)
+    standing = board.read()[1]
+    assert {standing.sites[site].status for site in ("c", "e", "unheard of")} == {"spare"}
+    assert standing.bytes_down == 180 + 3 * 90
+
+
 def test_watch_ends_with_an_explicit_last_view() -> None:
     with service() as made, made.client() as client:
         views = client.watch()
