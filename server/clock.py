@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Protocol
 
 POLL_S = 0.2
@@ -16,6 +17,20 @@ class Clock(Protocol):
 
     def wait(self, deadline: float) -> None:
         """Return when something may have arrived, at the latest when :meth:`now` is ``deadline``."""
+
+
+class Connected(Protocol):
+    """What a pause looks at, so that a run that was stopped does not sleep on: the Grid."""
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the ids of the nodes that are connected."""
+
+
+def pause(grid: Connected, clock: Clock, until: float) -> None:
+    """Wait until a clock shows ``until``. While it waits it keeps calling the grid: only there is a run stopped."""
+    while clock.now() < until:
+        list(grid.get_node_ids())
+        clock.wait(until)
 
 
 class WallClock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from common.config.run import RunConfig
@@ -58,13 +58,14 @@ def admit_members(
     base: str,
     initial: str,
     enrolled: Mapping[int, str] | None = None,
+    known: Iterable[Member] = (),
 ) -> tuple[dict[str, Member], dict[int, str]]:
     """Check what sites said of themselves.
 
     Left out are sites with another base model or initial adapter, without a declaration that the run needs, whose
     mechanism does not keep the budget, or that cannot hold the run's rank; those that call themselves otherwise than
     their keys were enrolled, as a site speaks for itself alone; two that have one name, as neither can be believed; and
-    virtual sites among real ones.
+    virtual sites and real ones together, of which the real ones stay, or those that were first.
 
     Args:
         descriptions: by node id.
@@ -72,13 +73,14 @@ def admit_members(
         base: fingerprint of the coordinator's base model.
         initial: fingerprint of the initial adapter.
         enrolled: names by node id, where each site has a key of its own.
+        known: members that the run has already.
 
     Returns:
         The members by site name, sorted, and the reasons of the other nodes.
     """
     own = {node: told for node, told in descriptions.items() if enrolled is None or enrolled.get(node) == told.site}
     names = Counter(told.site for told in own.values())
-    real = any(not told.seeded for told in own.values())
+    others = {member.description.seeded for member in known} or {all(told.seeded for told in own.values())}
     members: dict[str, Member] = {}
     left_out: dict[int, str] = {}
     for node, description in descriptions.items():
@@ -91,10 +93,11 @@ def admit_members(
                 )
             if names[site] > 1:
                 raise RunError(f"two nodes call themselves {site!r}; expected one. Rename or stop one of them.")
-            if description.seeded and real:
+            if description.seeded not in others:
+                draws, others_do = ("draws", "do not") if description.seeded else ("does not draw", "do")
                 raise RunError(
-                    f"site {site!r} draws its noise from the run's seed and others do not; expected virtual sites or "
-                    "real ones, not both. Run them apart."
+                    f"site {site!r} {draws} its noise from the run's seed and others {others_do}; expected virtual "
+                    "sites or real ones, not both. Run them apart."
                 )
             _expect_same_model(description, base, initial)
             _expect_mechanism(description, config)

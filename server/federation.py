@@ -16,9 +16,8 @@ from flwr.serverapp import Grid
 
 from common.atomic import write_atomic
 from common.config.load import dump_run_config, load_run_config
-from common.config.method_rules import method_warnings
-from common.config.round_rules import round_warnings
 from common.config.run import RunConfig
+from common.config.warnings import config_warnings
 from common.data.federated import load_federated_data
 from common.data.token_table import TokenRows
 from common.errors import RunError
@@ -124,7 +123,7 @@ def run_federation(
     started = _start_record(config, settings, model, members, time.perf_counter() - began)
     folder.log(started | ({"left_out": left_out} if left_out else {}))
     done = 0 if completed is None else completed.round
-    for warning in (*method_warnings(config), *round_warnings(config)):
+    for warning in config_warnings(config, len(members)):
         logger.warning("%s", warning)
     watch.run_started(config, list(members), done)
     if done == 0 and not any(folder.iterate_records("evaluation")):
@@ -133,7 +132,7 @@ def run_federation(
     if settings.enrolled is not None and site_level is None:  # which is planned for a number of sites
         newcomers = Newcomers(
             config, settings.clock, settings.enrolled,
-            lambda come: admit_members(come, config, base, initial, settings.enrolled),
+            lambda come: admit_members(come, config, base, initial, settings.enrolled, members.values()),
         )  # fmt: skip
     strategy = FederatedTuning(
         config=config, members=members, progress=progress, base_fingerprint=base, run=run,
@@ -141,6 +140,7 @@ def run_federation(
         completed_rounds=done, round_done=keeper.round_done,
     )  # fmt: skip
     strategy.start(grid)
+    keeper.evaluate_last(strategy.completed_rounds, strategy.progress.adapter)
     export_adapter(model, strategy.progress.adapter, config, folder.adapter)
     summary = summarise(folder.iterate_records(), config)
     folder.write_summary(summary)
@@ -253,6 +253,11 @@ class _Keeper:
         if spent is None and self._site_level is not None:
             spent = self._site_level.mechanism.epsilon_after(number)
         self._watch.round_ended(record, spent)
+
+    def evaluate_last(self, number: int, adapter: Tensors) -> None:
+        """Evaluate what a run ends with, where an operator ended it after a round that was not evaluated."""
+        if number not in (record["round"] for record in self._folder.iterate_records("evaluation")):
+            self.evaluate(number, adapter)
 
     def evaluate(self, number: int, adapter: Tensors) -> None:
         if self._evaluator is None:

@@ -25,10 +25,8 @@ Call = tuple[str, int]
 """Site and round of a request."""
 
 
-def requests(
-    current: Round, config: RunConfig, seconds: float, names: Iterable[str] | None = None
-) -> dict[Call, Message]:
-    """Return the requests of a round: to its whole cohort, or to some of it.
+def requests(current: Round, config: RunConfig, seconds: float, names: Iterable[str]) -> dict[Call, Message]:
+    """Return requests of a round.
 
     A request that nobody will wait for any more expires: a site that was away, or busy for long, would else train for
     all the rounds it has missed, and spend its budget on them.
@@ -37,19 +35,20 @@ def requests(
         current: the round.
         config: the run config.
         seconds: until the round's deadline.
-        names: of the sites; all of the cohort if not given.
+        names: of sites of its cohort.
     """
     federation = config.federation
     extension = federation.extension_s if federation.below_min == "extend" else 0.0
+    rounds = 1 + federation.max_staleness if federation.carries else 1
     return {
         (name, current.number): Message(
             to_records(*current.request(name)),
             current.cohort[name].node_id,
             MessageType.TRAIN,
-            ttl=None if federation.carries else seconds + extension + EXPIRES_AFTER_S,
+            ttl=rounds * (seconds + extension) + EXPIRES_AFTER_S,
             group_id=str(current.number),
         )
-        for name in (current.cohort if names is None else names)
+        for name in names
     }
 
 

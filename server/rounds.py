@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import math
-import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from statistics import median
 from typing import Any
 
-from common.codecs.codec import encode
-from common.codecs.packing import Packing
 from common.config.run import RunConfig
 from common.errors import AdmissionError, RunError
-from common.factors import fixed_ranks, is_fixed, with_rank
-from common.methods import method_of, received_names
+from common.methods import method_of
 from common.models.adapter import fresh_factors
-from common.randomness import torch_generator
-from common.tensors import Manifest, Tensors, l2_norm, manifest_of
-from common.variates import with_variates
-from common.wire import TrainRequest, header_bytes
+from common.tensors import Tensors, l2_norm
 from server.admission import Admission
 from server.aggregation.robust import expect_enough_sites
 from server.bounds import MedianBound, beyond_use, capped
 from server.cohort import Member
 from server.collected import Collected
+from server.invitations import Invitations
 from server.late import Asked, Carried, damped
 from server.outcome import Outcome
-from server.site_level import COORDINATOR, SiteLevel
+from server.site_level import SiteLevel
 from server.variates import ControlRound, Controls
 
 NO_REPLY = "no reply within federation.round_timeout_s"
@@ -59,7 +53,7 @@ class Round:
         number: of the round.
         cohort: members that were asked so far.
         outcomes: of those that answered or were given up.
-        carried: what became of updates of earlier rounds.
+        carried: what became of updates of earlier rounds, and of requests of this one that were repeated.
         asked: the request to each of the cohort.
     """
 
@@ -83,17 +77,6 @@ class Round:
         self._admission = admission
         multiple = config.aggregation.norm_bound_of_median
         self._bound = None if multiple is None else MedianBound(multiple)
-        self._payloads: dict[int, bytes] = {}
-        self._manifests: dict[int, Manifest] = {}
-        self._request = TrainRequest(
-            config_digest=config.digest(),
-            run=run,
-            clip_norm=clip_norm,
-            round=number,
-            nonce=secrets.token_hex(16),
-            base_fingerprint=base,
-            fixed_ranks=fixed_ranks(self._adapter),
-        )
         declared = {site: member.weight(config) for site, member in {**(others or {}), **cohort}.items()}
         if config.aggregation.max_weight is not None:
             declared = capped(declared, config.aggregation.max_weight)
@@ -104,6 +87,9 @@ class Round:
             trained = {name: self._adapter[name] for name in self._collected.sent}
             whole = declared if federation is None else federation
             self._control = ControlRound(number, controls or Controls(), trained, config, whole, largest)
+        self._invitations = Invitations(
+            number, self._adapter, self._collected.sent, config, run, base, clip_norm, self._control
+        )
         for member in cohort.values():
             self.invite(member)
         self._started = time.perf_counter()
@@ -121,6 +107,11 @@ class Round:
         return self._collected.moments
 
     @property
+    def counted(self) -> set[str]:
+        """The sites whose update of an earlier round was admitted in this one."""
+        return {one.site for one in self.carried if one.outcome.status == "admitted"}
+
+    @property
     def unanswered(self) -> int:
         """Number of sites of the cohort that neither answered nor were given up."""
         return len(self.cohort) - len(self.outcomes)
@@ -132,22 +123,12 @@ class Round:
 
     def invite(self, member: Member) -> None:
         """Make a member part of the cohort."""
-        site, rank = member.name, member.rank(self._config)
-        if rank not in self._payloads:
-            self._payloads[rank] = self._packed(rank)
-            start = with_rank(self._adapter, rank)
-            manifest = manifest_of({name: start[name] for name in self._collected.sent})
-            self._manifests[rank] = manifest if self._control is None else with_variates(manifest)
-        taken = None if self._control is None else self._control.taken(site)
-        own = {"nonce": secrets.token_hex(16), "variates_taken": taken}
-        request = self._request.model_copy(update=own)
-        down = len(header_bytes(request)) + len(self._payloads[rank])
-        self.cohort[site] = member
-        self.asked[site] = Asked(member, request, self._manifests[rank], down)
+        self.cohort[member.name] = member
+        self.asked[member.name] = self._invitations.to(member)
 
     def request(self, site: str) -> tuple[bytes, bytes]:
-        """Return header and payload of the request to ``site``: no more than its rank can hold."""
-        return header_bytes(self.asked[site].request), self._payloads[self.cohort[site].rank(self._config)]
+        """Return header and payload of the request to ``site``."""
+        return self._invitations.parts(self.asked[site])
 
     def take(self, site: str, header: bytes, payload: bytes) -> Outcome:
         """Admit or reject the reply of ``site`` and, if admitted, add its update. A site counts once."""
@@ -159,19 +140,30 @@ class Round:
         """Admit or reject the answer to a request of an earlier round, and add its update, damped."""
         return self._carry(asked, self._taken(asked, header, payload))
 
-    def fail(self, site: str, status: str, reason: str) -> Outcome:
-        """Record that no usable reply of ``site`` will come."""
+    def fail(self, site: str, status: str, reason: str, owed: Asked | None = None) -> Outcome:
+        """Record that no usable reply of ``site`` will come, or to a request of an earlier round that it owed."""
+        if status == "rejected":
+            self._bad.add(site)
+        if owed is not None:
+            return self._carry(owed, Outcome(status, reason))
         if site not in self.outcomes:
-            if status == "rejected":
-                self._bad.add(site)
             self.outcomes[site] = Outcome(status, reason, **self.asked[site].charge())
         return self.outcomes[site]
 
-    def fail_late(self, asked: Asked, status: str, reason: str) -> Outcome:
-        """Record that the answer to a request of an earlier round is not usable."""
-        if status == "rejected":
-            self._bad.add(asked.member.name)
-        return self._carry(asked, Outcome(status, reason))
+    def pass_over(self, asked: Asked, status: str, reason: str, bytes_up: int) -> Outcome:
+        """Record an answer to a request of an earlier round that came when none was wanted any more."""
+        return self._carry(asked, Outcome(status, reason, bytes_up=bytes_up))
+
+    def ask_again(self) -> list[str]:
+        """Take the sites that failed or refused back into the cohort, each with a fresh request, and return them.
+
+        They are charged once: a ledger knows the round. What the first attempt came to is told beside the round.
+        """
+        again = [site for site, outcome in self.outcomes.items() if outcome.status == "failed" or _refused(outcome)]
+        for site in again:
+            self._carry(self.asked[site], replace(self.outcomes.pop(site), mechanism=None))
+            self.invite(self.cohort[site])
+        return again
 
     def give_up(self, status: str = "late", reason: str = NO_REPLY) -> None:
         """Record of all that have not answered that the round goes on without them."""
@@ -282,12 +274,13 @@ class Round:
     def record(self) -> dict[str, Any]:
         """Return the round as plain values for ``metrics.jsonl``; seconds of training are those waiting for sites."""
         total, products = time.perf_counter() - self._started, self._collected.products
+        carries = self._config.federation.carries
         return {
             "kind": "round",
             "round": self.number,
             "sites": {site: asdict(self.outcomes[site]) for site in sorted(self.outcomes)},
             "products": asdict(products) if products else None,
-            **({"carried": [one.as_dict() for one in self.carried]} if self._config.federation.carries else {}),
+            **({"carried": [one.as_dict() for one in self.carried]} if carries or self.carried else {}),
             **({"skipped": self._skipped} if self._skipped else {}),
             "seconds": {
                 "total": total,
@@ -295,16 +288,6 @@ class Round:
                 "aggregation": self._aggregating,
             },
         }
-
-    def _packed(self, rank: int) -> bytes:
-        """Return what a site of ``rank`` is sent; the adapter itself keeps its bits, whatever the codec rounds."""
-        fixed = {name for name in self._adapter if is_fixed(name)}
-        names = received_names(self._config, self._adapter.keys() - fixed, self.number) | fixed
-        sent = with_rank({name: self._adapter[name] for name in names}, rank)
-        if self._control is not None:
-            sent |= self._control.payload()
-        draw = torch_generator(self._config.seed, "codec", self.number, COORDINATOR, rank)
-        return encode(sent, Packing.of_adapter(self._config.communication), draw)
 
     def _taken(self, asked: Asked, header: bytes, payload: bytes) -> Outcome:
         """Admit or reject an answer by its own round's request and, if admitted, add its update."""
@@ -346,3 +329,7 @@ class Round:
         number = asked.request.round
         self.carried.append(Carried(asked.member.name, number, self.number - number, outcome))
         return outcome
+
+
+def _refused(outcome: Outcome) -> bool:
+    return outcome.status == "rejected" and str(outcome.reason).startswith("refused:")

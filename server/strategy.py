@@ -12,7 +12,7 @@ before it stopped are lost; at sites with a ledger they count as spent.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,20 +26,24 @@ from common.errors import RunError, WireError
 from common.flower_records import PAYLOAD, from_records, to_records
 from common.methods import kept_tensors
 from server.admission import Admission
-from server.clock import Clock, WallClock
+from server.clock import Clock, WallClock, pause
 from server.cohort import Member, number_closing, sample_cohort
 from server.events import Observer
 from server.late import Asked
 from server.newcomers import Newcomers
 from server.outcome import Outcome
 from server.progress import Progress
-from server.requests import Call, failure, requests
+from server.requests import failure, requests
 from server.rounds import Round
 from server.site_level import SiteLevel
 from server.steering import Steering
-from server.transport import Exchange
+from server.under_way import UnderWay
 
 logger = logging.getLogger(__name__)
+
+AGAIN_S = 10.0
+"""Seconds until sites that failed are asked again, in a round that is extended or in the one after a skipped round;
+twice as long every time, up to the end of what the round was given."""
 
 RoundDone = Callable[[int, Progress, dict[str, Any]], None]
 
@@ -79,7 +83,7 @@ class FederatedTuning(Strategy):
     def __post_init__(self) -> None:
         self._admission = Admission.of(self.config)
         self._round: Round | None = None
-        self._owed: dict[Call, Asked] = {}
+        self._skips = 0
         self._drawn: list[str] = []
         self._steered = self.config
         self._joined: list[str] = []
@@ -102,7 +106,8 @@ class FederatedTuning(Strategy):
         """Sample the cohort of a round and return the requests to it; ``arrays`` is :meth:`arrays`."""
         if self.config.federation.carries:
             raise RunError("late updates need this strategy's own start; expected late 'drop' and mode 'sync'.")
-        return list(requests(self._begin(server_round), self.config, self.config.federation.round_timeout_s).values())
+        current, seconds = self._begin(server_round), self.config.federation.round_timeout_s
+        return list(requests(current, self.config, seconds, current.cohort).values())
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -117,7 +122,7 @@ class FederatedTuning(Strategy):
             sender = reply.metadata.src_node_id
             site = next((name for name, member in current.cohort.items() if member.node_id == sender), None)
             if site is not None and not self._is_full(current):
-                self._take((site, server_round), reply)
+                self._take(site, None, reply)
         self._finish_round()
         return self.arrays(), MetricRecord({"round": server_round})
 
@@ -157,14 +162,19 @@ class FederatedTuning(Strategy):
         """
         self.summary()
         result = Result()
-        under_way: Exchange[Call] = Exchange(grid, self.clock)
+        under_way = UnderWay(grid, self.clock, self.config)
         last = self.config.federation.rounds if num_rounds is None else num_rounds
         seconds = self.config.federation.round_timeout_s if timeout is None else timeout
         for number in range(self.completed_rounds + 1, last + 1):
             if not self.steering.proceed(number, grid):
                 break
             self._welcome(number, grid)
-            self._play(under_way, number, self.steering.round_timeout_s(seconds))
+            deadline = self.clock.now() + self.steering.round_timeout_s(seconds)
+            if self._play(under_way, number, deadline) or number == last:
+                self._skips = 0
+            else:
+                self._skips += 1
+                pause(grid, self.clock, min(deadline, self.clock.now() + AGAIN_S * 2 ** (self._skips - 1)))
             result.arrays = self.arrays()
             if evaluate_fn is not None:
                 metrics = evaluate_fn(number, result.arrays)
@@ -182,41 +192,62 @@ class FederatedTuning(Strategy):
         for name in self._joined:
             logger.info("site %s takes part from round %d on", name, number)
 
-    def _play(self, under_way: Exchange[Call], number: int, seconds: float) -> None:
-        """Run one round: ask, take what comes until it closes, and aggregate."""
-        federation = self.config.federation
-        deadline = self.clock.now() + seconds
-        current = self._begin(number, under_way)
-        under_way.send(requests(current, self.config, seconds))
-        extended = False
-        while True:
-            while not self._is_closed(current) and (arrived := under_way.receive(deadline)) is not None:
-                self._take(*arrived)
-                if federation.mode == "async" and not self._is_full(current):
-                    free = self._free(under_way, current)
-                    for site in free:
-                        current.invite(self.members[site])
-                    under_way.send(requests(current, self.config, seconds, free))
-                    self.observer.sites_asked(number, free)
-            lacking = current.lacking()
-            waits = under_way.under_way() if federation.carries else current.unanswered
-            if lacking is None or federation.below_min != "extend" or extended or not waits:
-                break
+    def _play(self, under_way: UnderWay, number: int, deadline: float) -> bool:
+        """Run one round: ask, take what comes until it closes, and aggregate. Return whether it had what it needs."""
+        current = self._begin(number, under_way.sites)
+        under_way.ask(current, current.cohort, deadline - self.clock.now())
+        self._collect(under_way, current, deadline)
+        lacking, federation = current.lacking(), self.config.federation
+        if lacking is not None and federation.below_min == "extend":
             logger.warning("%s The round is extended by %g s.", lacking, federation.extension_s)
-            extended, deadline = True, self.clock.now() + federation.extension_s
-        self._keep_owed(under_way, current)
-        self._finish_round()
+            self._extend(under_way, current, self.clock.now() + federation.extension_s)
+        under_way.end_round(current, full=self._is_full(current))
+        return self._finish_round()
 
-    def _begin(self, number: int, under_way: Exchange[Call] | None = None) -> Round:
-        """Draw the sites of a round and open it with those that are free."""
+    def _collect(self, under_way: UnderWay, current: Round, deadline: float) -> None:
+        """Take what comes until the round closes; in mode async, sites that are free by then are asked."""
+        federation = self.config.federation
+        while not self._is_closed(current) and (arrived := under_way.receive(deadline)) is not None:
+            (site, number), reply = arrived
+            owed = under_way.owed((site, number))
+            if owed is not None or number == current.number:
+                self._take(site, owed, reply)
+            if (
+                federation.mode == "async"
+                and not self._is_full(current)
+                and (free := self._free(under_way.sites, current))
+            ):
+                for name in free:
+                    current.invite(self.members[name])
+                under_way.ask(current, free, deadline - self.clock.now())
+                self.observer.sites_asked(current.number, free)
+
+    def _extend(self, under_way: UnderWay, current: Round, deadline: float) -> None:
+        """Wait once more, and ask the sites that failed or refused again, until the round has what it needs."""
+        patience = AGAIN_S
+        while self.clock.now() < deadline:
+            again = current.ask_again()
+            if again:
+                under_way.ask(current, again, deadline - self.clock.now())
+                self.observer.sites_asked(current.number, again)
+            elif not under_way.sites:
+                return
+            self._collect(under_way, current, deadline)
+            if current.lacking() is None:
+                return
+            pause(under_way.grid, self.clock, min(deadline, self.clock.now() + patience))
+            patience *= 2
+
+    def _begin(self, number: int, busy: Set[str] = frozenset()) -> Round:
+        """Draw the sites of a round and open it with those that are not busy."""
         known, private = list(self.members), self.site_level
         self._steered = self._as_steered()
         if private is None:
-            working = set() if self.config.federation.carries else _sites(under_way)
+            working = frozenset() if self.config.federation.carries else busy
             self._drawn = sample_cohort([name for name in known if name not in working], self._steered, number)
         else:
             self._drawn = private.cohort(known, number)
-        cohort = {name: self.members[name] for name in self._free(under_way)}
+        cohort = {name: self.members[name] for name in self._free(busy)}
         current = Round(
             number, cohort, self.progress.adapter, self.config, self._admission, self.base_fingerprint, self.run,
             self.progress.clip_norm, private, self.progress.moments,
@@ -233,11 +264,10 @@ class FederatedTuning(Strategy):
         asked = self.steering.sites_per_round(federation.sites_per_round)
         return self.config.model_copy(update={"federation": federation.model_copy(update={"sites_per_round": asked})})
 
-    def _free(self, under_way: Exchange[Call] | None, current: Round | None = None) -> list[str]:
-        """Return the sites to ask now, in their turns: not counted in the round, owing nothing; no more than may work."""
+    def _free(self, busy: Set[str], current: Round | None = None) -> list[str]:
+        """Return the sites to ask now, in their turns: not counted in the round, owing nothing; as many as may work."""
         federation = self._steered.federation
-        busy = _sites(under_way)
-        asked = busy if current is None else busy | current.cohort.keys() | {one.site for one in current.carried}
+        asked = busy if current is None else busy | current.cohort.keys() | current.counted
         free = [name for name in self._drawn if name not in asked]
         if federation.mode == "sync":
             return free
@@ -257,48 +287,35 @@ class FederatedTuning(Strategy):
             return False
         return not federation.carries or current.lacking() is None
 
-    def _take(self, call: Call, reply: Message) -> None:
-        (site, number), current = call, self._current()
-        owed = self._owed.pop(call, None)
-        if owed is None and number != current.number:
-            return  # it was spare in its round, and is free now
-        if reply.has_error():
-            status, reason = "failed", failure(reply)
-            outcome = current.fail_late(owed, status, reason) if owed else current.fail(site, status, reason)
-        else:
-            outcome = self._read(site, owed, reply)
-        if outcome.status != "admitted":
-            logger.warning("round %d: %s %s: %s", number, site, outcome.status, outcome.reason)
+    def _take(self, site: str, owed: Asked | None, reply: Message) -> None:
+        """Take a reply: for this round, or for what the site owes of an earlier one."""
+        current = self._current()
+        outcome = self._read(site, owed, reply)
+        if outcome.status not in ("admitted", "spare"):
+            logger.warning("round %d: %s %s: %s", current.number, site, outcome.status, outcome.reason)
         self.observer.site_answered(current.number, site, outcome)
 
     def _read(self, site: str, owed: Asked | None, reply: Message) -> Outcome:
-        """Take a reply that is no error: for this round, or for what the site owes of an earlier one."""
-        current = self._current()
+        """Return what becomes of a reply."""
+        current, federation = self._current(), self.config.federation
+        if reply.has_error():
+            return current.fail(site, "failed", failure(reply), owed)
         try:
             header, payload = from_records(reply.content)
         except WireError as error:
-            status, reason = "rejected", str(error)
-            return current.fail_late(owed, status, reason) if owed else current.fail(site, status, reason)
-        return current.take_late(owed, header, payload) if owed else current.take(site, header, payload)
-
-    def _keep_owed(self, under_way: Exchange[Call], current: Round) -> None:
-        """At a round's end, forget the requests that nobody will wait for, and keep what checks the others.
-
-        Where late updates do not count, the sites that a full round went on without are at work still: they are asked
-        nothing until they answered. A site that let a deadline pass is asked again, whatever it is at.
-        """
-        federation = self.config.federation
-        open_calls = under_way.under_way()
-        kept = {call for call in open_calls if current.number - call[1] < federation.max_staleness}
+            return current.fail(site, "rejected", str(error), owed)
+        if owed is None:
+            return current.take(site, header, payload)
+        size, age = len(header) + len(payload), current.number - owed.request.round
         if not federation.carries:
-            kept = open_calls if self._is_full(current) else set()
-        under_way.forget(open_calls - kept)
-        if not federation.carries:
-            return
-        owed = {call: current.asked[call[0]] for call in kept if call[1] == current.number}
-        self._owed = {call: asked for call, asked in self._owed.items() if call in kept} | owed
+            return current.pass_over(owed, "spare", "its round had its updates before this one", size)
+        if age > federation.max_staleness:
+            reason = f"it was asked {age} rounds ago; expected at most {federation.max_staleness} (max_staleness)"
+            return current.pass_over(owed, "late", reason, size)
+        return current.take_late(owed, header, payload)
 
-    def _finish_round(self) -> None:
+    def _finish_round(self) -> bool:
+        """Aggregate or skip the round, and return whether it had what it needs."""
         current = self._current()
         if self._is_full(current):
             late = self.config.federation.carries
@@ -321,6 +338,7 @@ class FederatedTuning(Strategy):
         if self.round_done is not None:
             joined = {"joined": self._joined} if self._joined else {}
             self.round_done(current.number, self.progress, {**current.record(), **joined})
+        return lacking is None
 
     def _skip(self, current: Round, reason: str) -> None:
         logger.warning("%s The round is skipped.", reason)
@@ -330,8 +348,3 @@ class FederatedTuning(Strategy):
         if self._round is None:
             raise RunError("replies came before a round was configured; expected configure_train first.")
         return self._round
-
-
-def _sites(under_way: Exchange[Call] | None) -> set[str]:
-    """Return the sites whose answers are waited for."""
-    return set() if under_way is None else {site for site, _ in under_way.under_way()}

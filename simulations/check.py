@@ -10,9 +10,8 @@ import torch
 
 from common.codecs.codec import encode
 from common.codecs.packing import Packing
-from common.config.method_rules import method_warnings
-from common.config.round_rules import round_warnings
 from common.config.run import RunConfig
+from common.config.warnings import config_warnings
 from common.data.tokens import FederatedTokens, load_federated_tokens
 from common.errors import ConfigError, PrivacyError
 from common.methods import received_names, sent_names, trained_names
@@ -54,7 +53,7 @@ def check_run(config: RunConfig, device: str = "auto") -> dict[str, Any]:
         "test_rows_also_in_train": data.shared_with_test,
         "privacy_claim": privacy_claim(config, repeatable_noise=True),
         "site_level": _site_level(config, len(data.sites)),
-        "warnings": [*method_warnings(config), *round_warnings(config)],
+        "warnings": [*config_warnings(config, len(data.sites))],
         "advice": _advice(config, data, sum(start[name].numel() for name in names)),
         "simulation": [] if faults is None else faults.describe(config.federation),
         "sites": {site: _plan(site, data, config) for site in data.sites},

@@ -27,6 +27,7 @@ WALLS = {
         "server/strategy.py",
         "server/requests.py",
         "server/transport.py",
+        "server/under_way.py",
         "server/newcomers.py",
         "server/forwarding_grid.py",
         "server/downloads.py",  # Flower's grid, a reply at a time

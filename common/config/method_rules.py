@@ -119,7 +119,7 @@ def _expect_outvoted(config: RunConfig) -> None:
 
 def method_warnings(config: RunConfig) -> tuple[str, ...]:
     """Return sentences on what is allowed and rarely wise; empty where nothing is."""
-    method, kind, optimizer = method_of(config), config.adapter.kind, config.aggregation.server_optimizer
+    method, kind = method_of(config), config.adapter.kind
     found = []
     both = all(method.trains(f"layer{end}", 1) for end in (A, B))
     if config.privacy.is_local and kind == "lora" and both:
@@ -131,15 +131,6 @@ def method_warnings(config: RunConfig) -> tuple[str, ...]:
         found.append(
             "aggregation.method 'rolora' trains A in even rounds and federation.rounds is 1: A stays as it is."
         )
-    for keys, used, needs in (
-        (("server_lr", "server_beta1"), optimizer != "none", "a server_optimizer"),
-        (("server_beta2",), optimizer in ("fedadam", "fedyogi"), "server_optimizer 'fedadam' or 'fedyogi'"),
-        (("server_tau",), optimizer not in ("none", "fedavgm"), "an adaptive server_optimizer"),
-        (("residual_penalty",), config.aggregation.method == "lora_fair", "method 'lora_fair'"),
-    ):
-        defaults = type(config.aggregation).model_fields
-        unused = [key for key in keys if getattr(config.aggregation, key) != defaults[key].default and not used]
-        found += [f"aggregation.{key} has no effect without {needs}." for key in unused]
     return tuple(found)
 
 

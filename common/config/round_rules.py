@@ -48,12 +48,25 @@ def expect_rounds(config: RunConfig) -> None:
         )
 
 
-def round_warnings(config: RunConfig) -> tuple[str, ...]:
-    """Return sentences on what is allowed and rarely wise; empty where nothing is."""
-    federation = config.federation
+def round_warnings(config: RunConfig, members: int | None = None) -> tuple[str, ...]:
+    """Return sentences on what is allowed and rarely wise; empty where nothing is.
+
+    Args:
+        config: the run config.
+        members: sites that can take part, where that is known.
+    """
+    federation, found = config.federation, []
     if config.privacy.is_local and federation.over_select > 1:
-        return (
+        found.append(
             f"federation.over_select {federation.over_select:g} under differential privacy: a site that is asked "
-            "spends its budget, also where the round closes before its update is there.",
+            "spends its budget, also where the round closes before its update is there."
         )
-    return ()
+    working = min(known) if (known := [n for n in (federation.sites_per_round, members) if n is not None]) else 0
+    if federation.buffer_size is not None and working > federation.buffer_size * federation.max_staleness:
+        found.append(
+            f"federation.buffer_size {federation.buffer_size} with {working} sites at work: equally fast ones answer "
+            f"{working / federation.buffer_size:.0f} rounds after they were asked, which is above max_staleness "
+            f"{federation.max_staleness}, and much of their work counts nowhere. Raise buffer_size or max_staleness, "
+            "or lower sites_per_round."
+        )
+    return tuple(found)

@@ -24,7 +24,7 @@ def with_faults(
     """Return the Grid and the settings to run with: the same ones where the config has no ``simulation`` section.
 
     Where the order of arrival decides what counts, a clock of the simulation's own makes it follow from the run config:
-    without a section all replies to a round arrive at once.
+    without a section all replies to a round arrive at once, in an order that is drawn for it.
 
     Args:
         grid: computes the honest replies.
@@ -39,7 +39,7 @@ def with_faults(
     """
     timed = config
     if config.simulation is None and config.federation.depends_on_time:
-        timed = config.model_copy(update={"simulation": SimulationConfig()})  # the order of asking, with every engine
+        timed = config.model_copy(update={"simulation": SimulationConfig()})  # the same order with every engine
     faults = Faults.of(timed, sites)
     if faults is None:
         return grid, settings

@@ -29,20 +29,29 @@ from simulations.faults.clock import SimulatedClock, SiteSeconds
 from simulations.faults.faults import Faults, Tokens
 from simulations.faults.replay import OldAnswers
 
-NODE_UNAVAILABLE = 5
-"""Flower's error code for a node that no longer sends heartbeats."""
+NODE_UNAVAILABLE, EXPIRED = 5, 3
+"""Flower's error codes: for a node that no longer sends heartbeats, and a message that nobody took in its time."""
 KEPT_ROUNDS = 16
 _POLL_S = 0.01
 
 
 @dataclass
 class _Sent:
-    """A message on its way: of which round (0 for a description), since when, and its replies once they are there."""
+    """A message on its way.
+
+    Attributes:
+        message: itself.
+        number: of the round; 0 for a description.
+        at: since when.
+        replies: once they are there.
+        turn: who is first of a round's that arrive at one moment: drawn, or the same sites would be first in every one.
+    """
 
     message: Message
     number: int
     at: float
     replies: list[Message]
+    turn: float
 
 
 class FaultyGrid(Grid):
@@ -107,7 +116,7 @@ class FaultyGrid(Grid):
             if there:
                 message_id = next(inside)
                 self._computing.add(message_id)
-                self._sent[message_id] = _Sent(message, number, self.clock.now(), [])
+                self._sent[message_id] = self._on_its_way(message, number)
             else:
                 message_id = self._into_the_void(message, number)
             ids.append(message_id)
@@ -120,7 +129,7 @@ class FaultyGrid(Grid):
         ready = [known for known in message_ids if arrivals.get(known, math.inf) <= self.clock.now()]
         if not ready:
             return []
-        first = min(ready, key=lambda known: arrivals[known])
+        first = min(ready, key=lambda known: (arrivals[known], self._sent[known].number, self._sent[known].turn))
         del arrivals[first]
         return self._sent.pop(first).replies
 
@@ -144,6 +153,7 @@ class FaultyGrid(Grid):
         if number not in self._seconds:  # nobody was asked: it began where the one before ended
             began = self._round_ended
         self._round_ended = self.clock.now()
+        self._release(number + 1)
         return {
             "simulated_s": {
                 "round": self.clock.now() - began,
@@ -155,22 +165,34 @@ class FaultyGrid(Grid):
         """Begin a round: updates that are due now arrive, and those nobody asked for in many rounds are let go."""
         self._round_began = self.clock.now()
         self._seconds[number] = {}
-        for message_id, due in list(self._late.items()):
-            if due <= number:
-                self.clock.arrivals[message_id] = self.clock.now()
-                del self._late[message_id]
-        for message_id in [known for known, sent in self._sent.items() if 0 < sent.number < number - KEPT_ROUNDS]:
+        self._release(number)
+        old, now = number - KEPT_ROUNDS, self.clock.now()
+        over = [k for k, s in self._sent.items() if 0 < s.number < old and s.at + s.message.metadata.ttl < now]
+        for message_id in over:
             del self._sent[message_id]
             self.clock.arrivals.pop(message_id, None)
             self._late.pop(message_id, None)
 
+    def _release(self, number: int) -> None:
+        """Let the updates arrive that were held back until round ``number``, also where it asks nobody."""
+        for message_id, due in list(self._late.items()):
+            if due <= number:
+                self.clock.arrivals[message_id] = self.clock.now()
+                del self._late[message_id]
+
+    def _on_its_way(self, message: Message, number: int) -> _Sent:
+        turn = float(numpy_generator(self._faults.seed, "turn", number, self._site(message)).random())
+        return _Sent(message, number, self.clock.now(), [], turn)
+
     def _into_the_void(self, message: Message, number: int) -> str:
         message_id = str(uuid4())
         message.metadata.__dict__["_message_id"] = message_id
-        error = Message(Error(code=NODE_UNAVAILABLE, reason="the site is gone"), reply_to=message)
-        notice = self._faults.config.notice_s
-        self._sent[message_id] = _Sent(message, number, self.clock.now(), [error])
-        self.clock.arrivals[message_id] = math.inf if notice is None else self.clock.now() + notice
+        notice, expires = self._faults.config.notice_s, message.metadata.ttl
+        lost = notice is not None and notice < expires
+        error = Error(code=NODE_UNAVAILABLE if lost else EXPIRED, reason="the site is gone")
+        sent = self._sent[message_id] = self._on_its_way(message, number)
+        sent.replies.append(Message(error, reply_to=message))
+        self.clock.arrivals[message_id] = self.clock.now() + (notice if notice is not None and lost else expires)
         return message_id
 
     def _compute(self) -> None:

@@ -9,6 +9,7 @@ import pytest
 from common.config.load import parse_run_config
 from common.config.method_rules import method_warnings
 from common.config.run import RunConfig
+from common.config.warnings import config_warnings
 from common.errors import ConfigError
 from common.factors import A, B, R
 from common.methods import METHODS, expect_rank, kept_names, personal_names, received_names, sent_names, trained_names
@@ -144,16 +145,39 @@ def test_rule_whose_sites_outvote_the_bad_ones_is_taken(aggregation: dict[str, A
 
 def test_settings_without_effect_are_told() -> None:
     unused = {"server_lr": 0.01, "server_tau": 1.0, "residual_penalty": 0.5}
-    found = method_warnings(config_of("fedit", **{"aggregation": unused}))
+    found = config_warnings(config_of("fedit", **{"aggregation": unused}))
     assert [sentence.split()[0].partition(".")[2] for sentence in found] == list(unused)
     used = {**unused, "server_optimizer": "fedadam"}
-    assert len(method_warnings(config_of("fedit", **{"aggregation": used}))) == 1
+    assert len(config_warnings(config_of("fedit", **{"aggregation": used}))) == 1
     momentum = {"server_optimizer": "fedavgm", "server_beta1": 0.5, "server_beta2": 0.5, "server_tau": 1.0}
-    assert len(method_warnings(config_of("fedit", **{"aggregation": momentum}))) == 2
+    assert len(config_warnings(config_of("fedit", **{"aggregation": momentum}))) == 2
     fair = {"method": "lora_fair", "residual_penalty": 1.0}
-    assert method_warnings(config_of("lora_fair", **{"aggregation": fair})) == ()
-    (alone,) = method_warnings(config_of("rolora", federation={"rounds": 1}))
+    assert config_warnings(config_of("lora_fair", **{"aggregation": fair})) == ()
+    (alone,) = config_warnings(config_of("rolora", federation={"rounds": 1}))
     assert "A stays as it is" in alone
+
+
+@pytest.mark.parametrize(
+    ("section", "unused", "used"),
+    [
+        ("aggregation", {"robust_sites": 2}, {"robust": "median"}),
+        ("federation", {"max_staleness": 3, "staleness_exponent": 1.0}, {"late": "carry"}),
+        ("federation", {"extension_s": 5.0}, {"below_min": "extend"}),
+        ("communication", {"block": 32}, {"codec": "int8"}),
+        ("communication", {"block": 32}, {"down": "int4"}),
+        ("adapter", {"virtual_tokens": 4}, {"kind": "prompt"}),
+        ("privacy", {"unit": "none", "epsilon": 3.0, "delta": 1e-6, "clip_norm": 0.5}, {"unit": "example"}),
+        ("privacy", {"unit": "example", "clip_lr": 0.3, "quantile_share": 0.1}, {"clipping": "adaptive"}),
+        ("privacy", {"unit": "example", "loss_bound": 2.0}, {"release_loss": True}),
+    ],
+)
+def test_each_setting_without_effect_is_named_with_what_it_needs(
+    section: str, unused: dict[str, Any], used: dict[str, Any]
+) -> None:
+    found = [one for one in config_warnings(config_of("fedit", **{section: unused})) if "no effect" in one]
+    assert sorted(one.split()[0] for one in found) == sorted(f"{section}.{key}" for key in unused if key != "unit")
+    both = config_warnings(config_of("fedit", **{section: {**unused, **used}}))
+    assert not any("no effect" in one for one in both)
 
 
 def test_rule_whose_weights_the_method_undoes_is_refused() -> None:

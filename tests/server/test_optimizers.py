@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from common.config.federation import AggregationConfig
@@ -38,6 +38,7 @@ def by_hand(name: str, updates: list[float], lr: float, beta1: float, beta2: flo
         elif name == "fedadam":
             v = beta2 * v + (1 - beta2) * delta**2
         else:
+            assume(abs(v - delta**2) > 1e-4 * v)  # at equality it jumps, and float32 falls on either side
             v = v - (1 - beta2) * delta**2 * (1 if v > delta**2 else -1 if v < delta**2 else 0)
         steps.append(lr * m / (v**0.5 + tau))
     return steps

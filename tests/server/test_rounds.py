@@ -202,6 +202,13 @@ def test_virtual_and_real_sites_do_not_mix(make_config: Callable[..., RunConfig]
     members, left_out = admit_members(mixed, make_config(), BASE, OTHER)
     assert list(members) == ["two"]
     assert "virtual sites or real ones" in left_out[1]
+    for seeded, what in ((True, "draws"), (False, "does not draw")):
+        known = [Member(9, description("nine", seeded=not seeded))]
+        members, left_out = admit_members(
+            {1: description("one", seeded=seeded)}, make_config(), BASE, OTHER, None, known
+        )
+        assert members == {}
+        assert f"'one' {what} its noise from the run's seed" in left_out[1]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 import server.bounds
 from common.config.run import RunConfig
 from common.errors import RunError
+from common.run_folder import RunFolder
+from server.steering import Steering
 from simulations.engines.settings import EngineSettings
 from simulations.run import simulate
 from simulations.study.curves import curve
@@ -21,6 +23,8 @@ from tests.simulations.faults.test_faulty_grid import SLOW, STEPS, rounds_of, st
 from tests.simulations.test_run import PRIVATE, StopAfter, adapter_of, same
 
 ALONE = EngineSettings(cohort=1)
+NEARLY = [{**SLOW[0], "step_s": 2.9}, *SLOW[1:]]
+"""With these site 0 answers while the third round of three seconds is on, and not as it ends."""
 FAST, MIDDLING, SLOWEST = 0.5 * STEPS, 1.0 * STEPS, 3.0 * STEPS
 """Seconds of site 2, site 1 and site 0."""
 
@@ -50,11 +54,55 @@ def test_over_selection_closes_the_round_at_the_wanted_number(make_config: MakeC
 
 def test_spare_site_is_asked_again_once_it_has_answered(make_config: MakeConfig, tmp_path: Path) -> None:
     over = {"rounds": 5, "sites_per_round": 2, "over_select": 1.5}
-    simulate(make_config(simulation={"profiles": SLOW}, federation=over), tmp_path / "run", engine=ALONE)
-    # Rounds take 3 s, site 0 takes 9: asked at 0 s, it answers as round 3 ends.
+    simulate(make_config(simulation={"profiles": NEARLY}, federation=over), tmp_path / "run", engine=ALONE)
+    # Rounds take 3 s, site 0 takes 8.7: asked at 0 s, it answers while round 3 is on.
     asked = ["site 0" in record["sites"] for record in rounds_of(tmp_path / "run")]
     assert asked == [True, False, False, True, False]
     assert all(record["sites"]["site 0"]["status"] == "spare" for record in rounds_of(tmp_path / "run")[::3])
+    assert carried(tmp_path / "run") == [[], [], [("site 0", 1, "spare")], [], []]
+
+
+def test_sites_that_answer_at_one_moment_count_in_turn(make_config: MakeConfig, tmp_path: Path) -> None:
+    over = {"rounds": 20, "sites_per_round": 1, "over_select": 3.0}
+    simulate(make_config(federation=over), tmp_path / "run", engine=ALONE)
+    first = [site for record in statuses(tmp_path / "run") for site, status in record.items() if status == "admitted"]
+    assert len(first) == 20
+    assert min(Counter(first)[site] for site in ("site 0", "site 1", "site 2")) >= 3
+    simulate(make_config(federation=over), tmp_path / "again", engine=ALONE)
+    assert statuses(tmp_path / "run") == statuses(tmp_path / "again")
+
+
+def test_site_that_is_gone_unnoticed_is_asked_again_once_its_request_expired(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    over = {"rounds": 30, "sites_per_round": 1, "over_select": 3.0, "round_timeout_s": 30.0}
+    gone = {"profiles": SLOW, "windows": [{"site": "site 0", "from_round": 2}], "notice_s": None}
+    simulate(make_config(simulation=gone, federation=over), tmp_path / "run", engine=ALONE)
+    asked = [record["round"] for record in rounds_of(tmp_path / "run") if "site 0" in record["sites"]]
+    # Rounds take 1.5 s; its first request expires after 40 s, and then it is there.
+    assert asked[0] == 1
+    assert 27 <= asked[1] <= 29
+
+
+def test_late_update_comes_also_in_a_round_that_asks_nobody(make_config: MakeConfig, tmp_path: Path) -> None:
+    late = {"rounds": 4, "late": "carry", "below_min": "skip", "min_sites": 3, "round_timeout_s": 100.0}
+    stale = {"stale": {"probability": 1.0, "rounds": 1}}
+    simulate(make_config(simulation=stale, federation=late), tmp_path / "run", engine=ALONE)
+    names = ["site 0", "site 1", "site 2"]
+    assert [sorted(record["sites"]) for record in rounds_of(tmp_path / "run")] == [names, [], names, []]
+    came = [sorted(site for site, _, status in late if status == "admitted") for late in carried(tmp_path / "run")]
+    assert came == [[], names, [], names]
+
+
+def test_run_that_an_operator_ends_is_evaluated_as_it_ends(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Steering, "proceed", lambda self, number, grid: number <= 3)
+    config = make_config(federation={"rounds": 9}, evaluation={"every": 2})
+    summary = simulate(config, tmp_path / "run", engine=ALONE)
+    assert summary["rounds"] == 3
+    assert [record["round"] for record in RunFolder(tmp_path / "run").iterate_records("evaluation")] == [0, 2, 3]
+    assert summary["metrics_after"]["test"]["overall"]
 
 
 def test_rejected_updates_do_not_close_a_round(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -71,7 +119,7 @@ def test_site_is_charged_for_having_been_asked_whether_or_not_its_update_counts(
 ) -> None:
     late = {"rounds": 3, "round_timeout_s": MIDDLING, "late": "carry"}
     private = {"privacy": PRIVATE, "aggregation": {"method": "ffa_lora"}}
-    carrying = simulate(make_config(simulation={"profiles": SLOW}, federation=late, **private), tmp_path / "carry")
+    carrying = simulate(make_config(simulation={"profiles": NEARLY}, federation=late, **private), tmp_path / "carry")
     asked = Counter(site for record in rounds_of(tmp_path / "carry") for site in record["sites"])
     assert asked == {"site 0": 1, "site 1": 3, "site 2": 3}
     assert [c[0] for c in carried(tmp_path / "carry")[2]] == ["site 0"]
