@@ -223,6 +223,12 @@ class Ledger:
             )
         if entry.committed is not None:
             return self._kept(store, request)
+        if any(run == request.run and later > request.round for run, later in store.history.entries):
+            raise PrivacyError(
+                f"{request} was left open and later rounds of the run were asked for since; expected none: what "
+                "a site keeps of a round that was cut off may be in them, and a second attempt would be a second "
+                "release. It stays spent."
+            )
         if reserved.charge != charge or store.history.datasets[reserved.dataset].members != members:
             raise PrivacyError(
                 f"{request} was reserved for other rows or another noise; expected those of the reservation. It stays "

@@ -61,6 +61,17 @@ def test_reserved_round_is_not_trained_on_anything_else(
         ledger.reserve(asked, rows, charge(steps), Budget(epsilon=100))
 
 
+def test_round_that_was_left_open_is_not_trained_again_after_a_later_one(ledger: Ledger) -> None:
+    assert ledger.reserve(request(1), ROWS, charge(1), Budget(epsilon=100)) is None
+    spend(ledger, ROWS, 1, 1, OTHER_RUN)
+    assert ledger.reserve(request(1), ROWS, charge(1), Budget(epsilon=100)) is None
+    spend(ledger, ROWS, 1, 2)
+    with pytest.raises(PrivacyError, match="left open and later rounds"):
+        ledger.reserve(request(1), ROWS, charge(1), Budget(epsilon=100))
+    spend(ledger, ROWS, 1, 3)
+    assert len(ledger.history().entries) == 4
+
+
 def test_commit_without_its_reservation_is_refused(ledger: Ledger) -> None:
     ledger.reserve(request(1), ROWS, charge(), Budget(epsilon=100))
     for asked in (request(2), request(1, OTHER_RUN), request(1, asks="another adapter")):

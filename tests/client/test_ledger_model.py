@@ -48,7 +48,8 @@ class AgainstPlainModel(RuleBasedStateMachine):
         known = self.entries.get(key)
         near = [s for other, s, _ in self.entries.values() if other[0] < span[1] and span[0] < other[1]]
         if known is not None:
-            allowed = asks == known[2] and (key in self.held if key in self.released else known[:2] == (span, steps))
+            open_still = known[:2] == (span, steps) and all(r != run or later <= number for r, later in self.entries)
+            allowed = asks == known[2] and (key in self.held if key in self.released else open_still)
         else:
             allowed = sum(near) + steps <= self.cap
         try:
