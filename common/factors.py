@@ -16,8 +16,8 @@ All are scaled by α/r in the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ from common.factor_names import R as R
 from common.factor_names import is_factor as is_factor
 from common.factor_names import is_fixed as is_fixed
 from common.tensors import Manifest, Tensors
+
+T = TypeVar("T")
 
 ZERO = 1e-8
 """Singular values below this share of the largest are dropped: tensors are float32, whose resolution is 6e-8."""
@@ -119,6 +121,32 @@ def compressed(product: Factors, floor: float = 0.0) -> Factors:
     return Factors(u[:, :kept] * root, root.unsqueeze(1) * vt[:kept])
 
 
+def settled(decompose: Callable[[Factors], T], product: Factors) -> T:
+    """Return ``decompose(product)``; of the same product turned where its SVD does not converge.
+
+    The SVD is LAPACK's divide and conquer, which on rare matrices raises. The product is then turned: with
+    core = R_B R_Aᵀ of its QR decompositions and V the eigenvectors of coreᵀ core, BA = (Q_B core V)(Vᵀ Q_Aᵀ) is the
+    same product whatever V's rounding, and the core of that is diagonal but for rounding, where the SVD has nothing
+    left to iterate on.
+
+    Raises:
+        torch.linalg.LinAlgError: if the SVD of the turned product does not converge either.
+    """
+    try:
+        return decompose(product)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        return decompose(turned(product))
+
+
+def turned(product: Factors) -> Factors:
+    """Return the same product with factors whose columns and rows are orthogonal but for rounding, longest first."""
+    q_b, r_b = torch.linalg.qr(product.b.double())
+    q_a, r_a = torch.linalg.qr(product.a.double().T)
+    core = r_b @ r_a.T
+    v = torch.linalg.eigh(core.T @ core).eigenvectors.flip(1)
+    return Factors(q_b @ (core @ v), v.T @ q_a.T)
+
+
 def product_norm(product: Factors) -> float:
     """Return the Frobenius norm of a product, from the Gram matrices of its factors."""
     square = ((product.b.T @ product.b) * (product.a @ product.a.T)).sum()
@@ -187,7 +215,7 @@ def joined(adapter: Mapping[str, Tensor]) -> tuple[Tensors, int | None]:
     pairs: dict[str, Factors] = {}
     for layer in layers_of(adapter):
         if layer + FIXED_A in adapter:
-            pairs[layer] = compressed(stacked([factors_of(adapter, layer), fixed_of(adapter, layer)]))
+            pairs[layer] = settled(compressed, stacked([factors_of(adapter, layer), fixed_of(adapter, layer)]))
         elif plain.pop(layer + R, None) is not None:
             pairs[layer] = factors_of(adapter, layer)
         else:

@@ -6,11 +6,11 @@ More than half of the sites must be honest. An absolute bound is part of :mod:`s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
-from common.factors import layers_of, product_norm
+from common.factors import Factors, layers_of, product_norm
 from common.tensors import LARGEST_WEIGHT, Tensors, is_usable, l2_norm
 from server.aggregation.products import total_of
 from server.late import Asked
@@ -94,10 +94,15 @@ def capped(weights: Mapping[str, float], share: float) -> dict[str, float]:
     return dict.fromkeys(weights, 1.0)
 
 
-def beyond_use(adapter: Tensors) -> str | None:
-    """Return what of a whole adapter is so large that no site could go on from it; None if nothing."""
+def beyond_use(adapter: Tensors, product: Callable[[Tensors, str], Factors] = total_of) -> str | None:
+    """Return what of an adapter is so large that no site could go on from it; None if nothing.
+
+    Args:
+        adapter: a whole one, or what a site made of its own.
+        product: from adapter and layer to what it changes there.
+    """
     if not is_usable(adapter, _REACH):
         return f"values beyond {LARGEST_WEIGHT:g}, which no site takes"
-    if any(product_norm(total_of(adapter, layer)) > LONGEST_PRODUCT for layer in layers_of(adapter)):
+    if any(product_norm(product(adapter, layer)) > LONGEST_PRODUCT for layer in layers_of(adapter)):
         return f"a change of a layer longer than {LONGEST_PRODUCT:g}, which no base model stands"
     return None

@@ -8,13 +8,15 @@ from itertools import filterfalse
 import torch
 
 from common.config.run import RunConfig
-from common.factors import is_fixed, layers_of, with_rank
+from common.errors import AdmissionError
+from common.factors import factors_of, is_factor, is_fixed, with_rank
 from common.methods import method_of, personal_names, sent_names
 from common.tensors import Tensors, add
 from server.aggregation.catalog import aggregator_of
 from server.aggregation.optimizers import optimized
 from server.aggregation.products import RoundProducts, measure
 from server.aggregation.robust import coefficients, combine, held_against
+from server.bounds import beyond_use
 from server.site_level import SiteLevel
 
 
@@ -46,6 +48,7 @@ class Collected:
         self._weights: dict[str, float] = {}
         self._local: dict[str, Tensors] = {}
         self._updates: dict[str, Tensors] = {}
+        self._alone = () if any(map(is_factor, self.sent)) else self.sent
         self._personal = bool(personal_names(config, adapter))
         self._measures = site_level is None and config.evaluation.products
 
@@ -64,11 +67,12 @@ class Collected:
             weight: in the average, at most 1.
 
         Raises:
-            AdmissionError: if its values are too large to compute with; then nothing was added.
+            AdmissionError: if its values are too large to go on from; then nothing was added.
         """
         private = update if self._site_level is None else self._site_level.clip(update)
-        whole = self._measures or not self._method.linear
-        local = add(with_rank(self._adapter, rank), update) if whole else {}
+        local = add(with_rank(self._adapter, rank), update)
+        if self._site_level is None and (found := beyond_use(local, factors_of)) is not None:
+            raise AdmissionError("range", f"the site's own adapter has {found}")
         added = private if self._method.linear else {name: local[name] for name in self.sent}
         self._state = self._aggregator.update(self._state, key, added, weight)
         self._weights[key] = weight
@@ -88,7 +92,7 @@ class Collected:
         """
         adapter = self._aggregated(hidden)
         if self._local:
-            alone = self.sent if self._personal or not layers_of(self._adapter) else ()
+            alone = self.sent if self._personal else self._alone
             found = measure(self._adapter, adapter, self._local, self._weights, alone)
             self.products = replace(found, error=None) if found and self._personal else found
         return adapter

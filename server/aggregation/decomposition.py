@@ -1,43 +1,11 @@
-"""Decompositions of what sites sent, which must not fail for any finite numbers that admission takes.
-
-The SVD of a product (``common.factors``) is LAPACK's divide and conquer, which on rare matrices does not converge and
-raises. The product is then turned: with core = R_B R_Aᵀ of its QR decompositions and V the eigenvectors of coreᵀ core,
-BA = (Q_B core V)(Vᵀ Q_Aᵀ) is the same product whatever V's rounding, and the core of that is diagonal but for rounding,
-where the SVD has nothing left to iterate on. Should it raise there too, the error is passed on: nothing is guessed.
-"""
+"""A ridge regression on what sites sent, which must not fail for any finite numbers that admission takes."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from common.factors import Factors, singular
-
-T = TypeVar("T")
-
-
-def settled(decompose: Callable[[Factors], T], product: Factors) -> T:
-    """Return ``decompose(product)``; of the same product turned where its SVD does not converge.
-
-    Raises:
-        torch.linalg.LinAlgError: if the SVD of the turned product does not converge either.
-    """
-    try:
-        return decompose(product)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        return decompose(turned(product))
-
-
-def turned(product: Factors) -> Factors:
-    """Return the same product with factors whose columns and rows are orthogonal but for rounding, longest first."""
-    q_b, r_b = torch.linalg.qr(product.b.double())
-    q_a, r_a = torch.linalg.qr(product.a.double().T)
-    core = r_b @ r_a.T
-    v = torch.linalg.eigh(core.T @ core).eigenvectors.flip(1)
-    return Factors(q_b @ (core @ v), v.T @ q_a.T)
+from common.factors import Factors, settled, singular
 
 
 def ridge_inverse(a: Tensor, penalty: float) -> tuple[Tensor, Tensor]:

@@ -1,16 +1,16 @@
 """What a round's aggregation did to the products BA, whatever the method: error, norms, cosines, drift.
 
-Let P_0 = B A be the round's product, P_k = B_k A_k each site's after training, M = Σ w P_k, and N the product that the
-method made of them, with what it added to the correction. Then
+Let P_0k = B A be the round's product as site k got it, at its rank, P_k = B_k A_k the site's after training,
+M = Σ w P_k, and N the product that the method made of them, with what it added to the correction. Then
 
 * error: ‖N - M‖_F / ‖M‖_F, which is 0 for an exact method;
-* update norm of site k: ‖P_k - P_0‖_F;
-* cosines between the updates P_k - P_0 of two sites;
+* update norm of site k: ‖P_k - P_0k‖_F;
+* cosines between the updates P_k - P_0k of two sites;
 * drift: sqrt(Σ w ‖P_k - M‖²_F), how far sites went apart.
 
-Norms are over all layers together. All follow from one matrix of inner products of P_0, ..., P_K, N, and an inner
-product of products needs no product: ⟨BA, B'A'⟩ = Σ (BᵀB') ∘ (AA'ᵀ), in float64. By cancellation, an error or a drift
-below about 1e-7 of ‖M‖ is not told from 0. The factors are those without the scale α/r.
+Norms are over all layers together. All follow from one matrix of inner products of the P_0k, the P_k and N, and an
+inner product of products needs no product: ⟨BA, B'A'⟩ = Σ (BᵀB') ∘ (AA'ᵀ), in float64. By cancellation, an error or a
+drift below about 1e-7 of ‖M‖ is not told from 0. The factors are those without the scale α/r.
 
 That matrix grows with the square of the number of sites. Of more than :data:`MOST_PAIRED` the same measures follow from
 each site's own norm, from ‖M‖² and ‖N - M‖², and from drift² = Σ w ‖P_k‖² - ‖M‖²; cosines are then of the pairs among
@@ -29,7 +29,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from common.factors import Factors, factors_of, fixed_of, layers_of, product_norm, stacked
+from common.factors import A, B, Factors, R, factors_of, fixed_of, layers_of, product_norm, stacked, with_rank
 from common.tensors import Tensors
 
 _RESOLUTION = 1e-14
@@ -82,30 +82,39 @@ def measure(
         return None
     share = torch.tensor([weights[site] for site in sites], dtype=torch.float64)
     share /= share.sum()
+    held = [0 if alone else max(len(local[site][layer + A]) for layer in layers) for site in sites]
+    ranks = sorted(set(held))
     tensors = (
-        _LayerRound(_as_product(before[name]), [_as_product(local[site][name]) for site in sites],
+        _LayerRound([_as_product(before[name])], [_as_product(local[site][name]) for site in sites],
                     _as_product(after[name]))
         for name in sorted(alone)
     )  # fmt: skip
     products = (
         _LayerRound(
-            factors_of(before, layer),
+            [_at_rank(before, layer, rank) for rank in ranks],
             [factors_of(local[site], layer) for site in sites],
             stacked([total_of(after, layer), fixed_of(before, layer)], [1.0, -1.0]),
         )
         for layer in layers
     )  # one layer in float64 at a time
     rounds = tensors if alone else products
-    return (_measured_of_all if len(sites) <= MOST_PAIRED else _measured_of_many)(sites, rounds, share)
+    given = torch.tensor([ranks.index(rank) for rank in held])
+    return (_measured_of_all if len(sites) <= MOST_PAIRED else _measured_of_many)(sites, rounds, share, given)
 
 
 @dataclass(frozen=True)
 class _LayerRound:
-    """The products of a layer in a round: P_0, each P_k, and N."""
+    """The products of a layer in a round: each P_0k that differs, each P_k, and N."""
 
-    first: Factors
+    firsts: list[Factors]
     own: list[Factors]
     made: Factors
+
+
+def _at_rank(adapter: Mapping[str, Tensor], layer: str, rank: int) -> Factors:
+    """Return the product of a layer as a site of ``rank`` is sent it."""
+    whole = {layer + end: adapter[layer + end] for end in (A, B, R) if layer + end in adapter}
+    return factors_of(with_rank(whole, rank), layer)
 
 
 def _as_product(value: Tensor) -> Factors:
@@ -127,34 +136,37 @@ def inner_products(products: Sequence[Factors]) -> Tensor:
     return entries.new_zeros(len(products), len(products)).index_add_(1, owner, rows)
 
 
-def _measured_of_all(sites: list[str], rounds: Iterable[_LayerRound], share: Tensor) -> RoundProducts:
-    gram = torch.zeros(len(sites) + 2, len(sites) + 2, dtype=torch.float64)
+def _measured_of_all(sites: list[str], rounds: Iterable[_LayerRound], share: Tensor, given: Tensor) -> RoundProducts:
+    size = int(given.max()) + 1 + len(sites) + 1
+    gram = torch.zeros(size, size, dtype=torch.float64)
     for one in rounds:
-        gram += inner_products([one.first, *one.own, one.made])
-    return _measured(sites, gram, share)
+        gram += inner_products([*one.firsts, *one.own, one.made])
+    return _measured(sites, gram, share, given)
 
 
-def _measured_of_many(sites: list[str], rounds: Iterable[_LayerRound], share: Tensor) -> RoundProducts:
-    count = len(sites)
+def _measured_of_many(sites: list[str], rounds: Iterable[_LayerRound], share: Tensor, given: Tensor) -> RoundProducts:
+    count, starts = len(sites), int(given.max()) + 1
     own, with_first = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
-    first, mean, error = 0.0, 0.0, 0.0
+    first, mean, error = torch.zeros(starts, dtype=torch.float64), 0.0, 0.0
     paired = [count * place // MOST_PAIRED for place in range(MOST_PAIRED)]
-    gram = torch.zeros(MOST_PAIRED + 2, MOST_PAIRED + 2, dtype=torch.float64)
+    gram = torch.zeros(starts + MOST_PAIRED + 1, starts + MOST_PAIRED + 1, dtype=torch.float64)
     for one in rounds:
-        gram[:-1, :-1] += inner_products([one.first, *(one.own[place] for place in paired)])
+        gram[:-1, :-1] += inner_products([*one.firsts, *(one.own[place] for place in paired)])
         whole, shared = stacked(one.own), stacked(one.own, share.tolist())
         owner = torch.repeat_interleave(torch.arange(count), torch.tensor([product.rank for product in one.own]))
-        entries = ((one.first.b.T @ whole.b) * (one.first.a @ whole.a.T)).sum(dim=0)
-        with_first.index_add_(0, owner, entries)
+        for place, start in enumerate(one.firsts):
+            entries = ((start.b.T @ whole.b) * (start.a @ whole.a.T)).sum(dim=0)
+            with_first.index_add_(0, owner, torch.where(given[owner] == place, entries, 0.0))
+            first[place] += product_norm(start) ** 2
         own += torch.tensor([product_norm(product) ** 2 for product in one.own], dtype=torch.float64)
-        first += product_norm(one.first) ** 2
         of_mean, of_error = _squares(shared, one.made)
         mean, error = mean + of_mean, error + of_error
-    tiny = _RESOLUTION * max(float(own.max()), first)
+    tiny = _RESOLUTION * max(float(own.max()), float(first.max()))
     mean, error = (value if value > tiny else 0.0 for value in (mean, error))
     drift = float(share @ own) - mean
-    norms = (own - 2.0 * with_first + first).clamp(min=0.0)
-    cosines = _measured([sites[place] for place in paired], gram, share[paired] / share[paired].sum())
+    norms = (own - 2.0 * with_first + first[given]).clamp(min=0.0)
+    few = share[paired] / share[paired].sum()
+    cosines = _measured([sites[place] for place in paired], gram, few, given[paired], starts)
     return RoundProducts(
         error=(error / mean) ** 0.5 if mean > 0 else None,
         drift=drift**0.5 if drift > tiny else 0.0,
@@ -179,8 +191,9 @@ def _squares(mean: Factors, made: Factors) -> tuple[float, float]:
     return of_mean, of_error
 
 
-def _measured(sites: list[str], gram: Tensor, share: Tensor) -> RoundProducts:
-    count, last = len(sites), len(sites) + 1
+def _measured(sites: list[str], gram: Tensor, share: Tensor, given: Tensor, starts: int | None = None) -> RoundProducts:
+    count, starts = len(sites), int(given.max()) + 1 if starts is None else starts
+    last = starts + count
     tiny = _RESOLUTION * float(gram.diagonal().max())
 
     def square(direction: Tensor) -> float:
@@ -188,10 +201,10 @@ def _measured(sites: list[str], gram: Tensor, share: Tensor) -> RoundProducts:
         value = float(direction @ gram @ direction)
         return value if value > tiny else 0.0
 
-    unit = torch.eye(count + 2, dtype=torch.float64)
-    mean = torch.zeros(count + 2, dtype=torch.float64)
-    mean[1:last] = share
-    updates = unit[1:last] - unit[0]
+    unit = torch.eye(last + 1, dtype=torch.float64)
+    mean = torch.zeros(last + 1, dtype=torch.float64)
+    mean[starts:last] = share
+    updates = unit[starts:last] - unit[given]
     norms = [square(update) ** 0.5 for update in updates]
     size = square(mean)
     inner = updates @ gram @ updates.T
@@ -201,7 +214,7 @@ def _measured(sites: list[str], gram: Tensor, share: Tensor) -> RoundProducts:
     ]  # fmt: skip
     return RoundProducts(
         error=(square(unit[last] - mean) / size) ** 0.5 if size > 0 else None,
-        drift=sum(float(w) * square(unit[1 + k] - mean) for k, w in enumerate(share)) ** 0.5,
+        drift=sum(float(w) * square(unit[starts + k] - mean) for k, w in enumerate(share)) ** 0.5,
         update_norms=dict(zip(sites, norms, strict=True)),
         cosine_mean=fmean(cosines) if cosines else None,
         cosine_min=min(cosines, default=None),

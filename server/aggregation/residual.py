@@ -24,9 +24,9 @@ from functools import partial
 
 import torch
 
-from common.factors import A, B, Factors, compressed, fixed_of, fixed_tensors, layers_of, product_norm, stacked
+from common.factors import A, B, Factors, compressed, fixed_of, fixed_tensors, layers_of, product_norm, settled, stacked
 from common.tensors import Tensors
-from server.aggregation.decomposition import ridge_inverse, settled
+from server.aggregation.decomposition import ridge_inverse
 from server.aggregation.gathered import Gathered
 from server.aggregation.rest import averaged_rest
 

@@ -18,9 +18,8 @@ from functools import partial
 
 import torch
 
-from common.factors import A, B, Factors, factors_of, layers_of, singular, stacked
+from common.factors import A, B, Factors, factors_of, layers_of, settled, singular, stacked
 from common.tensors import Tensors, add
-from server.aggregation.decomposition import settled
 from server.aggregation.gathered import Gathered
 from server.aggregation.rest import averaged_rest
 

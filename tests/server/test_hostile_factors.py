@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from common.config.federation import AggregationConfig
-from common.factors import A, B, Factors, R, compressed, singular
+from common.factors import A, B, Factors, R, compressed, settled, singular, turned
 from common.methods import METHODS
 from common.tensors import Tensors
 from server.aggregation.catalog import aggregator_of
-from server.aggregation.decomposition import ridge_inverse, settled, turned
+from server.aggregation.decomposition import ridge_inverse
 from server.aggregation.gathered import LARGEST_VALUE
 from tests.server.factor_rounds import dense, random_round, relative_error
 

@@ -51,6 +51,22 @@ def test_site_that_is_merely_broken_does_not_switch_the_rule_off_for_a_hostile_o
             assert 0.49 < float((after[name] - value).mean()) < 0.54, rule
 
 
+@pytest.mark.parametrize("method", ["fedit", "ffa_lora", "flora", "flexlora", "fedsvd"])
+def test_values_that_no_site_could_go_on_from_are_the_fault_of_their_own_site_alone(
+    make_config: Callable[..., RunConfig], method: str
+) -> None:
+    config = make_config(aggregation={"method": method}, adapter={"rank": 2, "alpha": 4})
+    current = make_round(config, SEVEN)
+    sent = {name: value for name, value in UPDATE.items() if name in current.asked["a"].manifest}
+    for site in SEVEN:
+        update = {name: 5e4 * value for name, value in sent.items()} if site == "a" else sent
+        current.take(site, reply_to(current, site), encode(update, "fp32"))
+    assert str(current.outcomes["a"].reason).startswith("range: the site's own adapter has values beyond")
+    assert (current.count, current.hidden) == (6, 0)
+    after = current.finish()
+    assert current.unusable(after) is None
+
+
 @pytest.mark.parametrize(
     ("rule", "hidden", "wanted", "sites", "found"),
     [("multi_krum", 0, 1, 5, 1), ("multi_krum", 0, 1, 4, 0), ("krum", 1, 3, 7, 2), ("krum", 2, 3, 20, 3),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import server.aggregation.products
-from common.factors import FIXED_A, FIXED_B, A, B, factors_of, layers_of
+from common.factors import FIXED_A, FIXED_B, A, B, factors_of, layers_of, with_rank
 from common.methods import METHODS
 from common.tensors import Tensors
 from server.aggregation.catalog import AGGREGATORS
@@ -178,23 +178,32 @@ def test_fedsvd_keeps_a_orthonormal_also_where_nothing_was_learnt() -> None:
 
 
 @pytest.mark.parametrize(("paired", "rows"), [(32, 11), (3, 11), (3, 60)])
-@pytest.mark.parametrize("method", BOTH_FACTORS)
-def test_measures_equal_the_dense_ones(method: str, paired: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("method", "ranks"),
+    [(method, [2] * 5) for method in BOTH_FACTORS]
+    + [(method, [1, 2, 3, 1, 2]) for method in BOTH_FACTORS if METHODS[method].mixed_ranks],
+)
+def test_measures_equal_the_dense_ones(
+    method: str, ranks: list[int], paired: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(server.aggregation.products, "MOST_PAIRED", paired)
-    current = random_round(method, rows, 9 if rows < 20 else 70, [2] * 5, 3)
+    current = random_round(method, rows, 9 if rows < 20 else 70, ranks, 3)
     after = current.aggregate(method)
     local = {site: current.local(site) for site in current.updates}
     measured = measure(current.adapter, after, local, current.weights)
     assert measured is not None
     layers, total = layers_of(current.adapter), sum(current.weights.values())
     flat = {site: torch.cat([dense(own, layer).flatten() for layer in layers]) for site, own in local.items()}
-    start = torch.cat([dense(current.adapter, layer).flatten() for layer in layers])
+    start = {
+        rank: torch.cat([dense(with_rank(current.adapter, rank), layer).flatten() for layer in layers])
+        for rank in set(ranks)
+    }
     made = torch.cat([dense_total(after, layer).flatten() for layer in layers])
-    mean = sum((w / total * flat[site] for site, w in current.weights.items()), torch.zeros_like(start))
+    mean = sum((w / total * flat[site] for site, w in current.weights.items()), torch.zeros_like(made))
     assert measured.error == pytest.approx(float((made - mean).norm() / mean.norm()), rel=1e-5, abs=1e-6)
     drift = sum(w / total * float((flat[site] - mean).square().sum()) for site, w in current.weights.items()) ** 0.5
     assert measured.drift == pytest.approx(drift, rel=1e-6)
-    steps = {site: value - start for site, value in flat.items()}
+    steps = {site: value - start[rank] for (site, value), rank in zip(flat.items(), ranks, strict=True)}
     assert measured.update_norms == pytest.approx({site: float(step.norm()) for site, step in steps.items()}, rel=1e-6)
     seen = [f"site {number}" for number in ((0, 1, 3) if paired == 3 else range(5))]
     pairs = [

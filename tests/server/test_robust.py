@@ -118,7 +118,7 @@ def test_method_that_needs_all_factors_takes_a_rules_weights(
     make_config: Callable[..., RunConfig], method: str, rule: str
 ) -> None:
     current = random_round(method, 6, 5, [2] * 7, 2)
-    hostile = {n: -1000.0 * v for n, v in current.updates["site 2"].items()}
+    hostile = {n: -100.0 * v for n, v in current.updates["site 2"].items()}
     spoilt = FactorRound(current.adapter, current.updates | {"site 2": hostile}, current.weights)
     config = make_config(aggregation={"method": method, "robust": rule}, adapter={"rank": 2, "alpha": 2 * SCALE})
     collected = Collected(1, spoilt.adapter, config, None, {})
