@@ -141,10 +141,10 @@ def run_federation(
     )  # fmt: skip
     strategy.start(grid)
     keeper.evaluate_last(strategy.completed_rounds, strategy.progress.adapter)
-    export_adapter(model, strategy.progress.adapter, config, folder.adapter)
+    exported = export_adapter(model, strategy.progress.adapter, config, folder.adapter)
     summary = summarise(folder.iterate_records(), config)
     folder.write_summary(summary)
-    write_atomic(folder.model_card, model_card(config, summary).encode())
+    write_atomic(folder.model_card, model_card(config, summary, exported).encode())
     return summary
 
 
@@ -263,12 +263,13 @@ class _Keeper:
         if self._evaluator is None:
             return
         began = time.perf_counter()
-        evaluation = self._evaluator(adapter, self._personal(number, adapter))
+        personal = self._personal(number, adapter)
+        evaluation = self._evaluator(adapter, personal)
         if not all(math.isfinite(value) for value in evaluation.overall.values()):
             raise RunError(f"training diverged: round {number} evaluates to no finite loss. Lower training.lr.")
         record = {
             "kind": "evaluation", "round": number, "split": "test", "metrics": evaluation.as_dict(),
-            "seconds": time.perf_counter() - began,
+            "personal": personal is not None, "seconds": time.perf_counter() - began,
         }  # fmt: skip
         self._folder.log(record)
         self._watch.evaluated(record)

@@ -10,16 +10,18 @@ from typing import Any
 
 import yaml
 
+from common.config.adapter import AdapterConfig
 from common.config.run import RunConfig
 from common.sources import is_hub
 
 
-def model_card(config: RunConfig, summary: dict[str, Any]) -> str:
+def model_card(config: RunConfig, summary: dict[str, Any], adapter: AdapterConfig) -> str:
     """Return the card as Markdown with the front matter that model hubs read.
 
     Args:
         config: the run config.
         summary: of the run; see :func:`server.summary.summarise`.
+        adapter: what was exported: with corrections it has a higher rank than the run's.
     """
     front: dict[str, Any] = {"library_name": "peft", "tags": ["fedtune", "federated", config.data.task]}
     if is_hub(config.model.source):
@@ -27,7 +29,7 @@ def model_card(config: RunConfig, summary: dict[str, Any]) -> str:
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# {config.name}",
-        _what(config, summary),
+        _what(config, summary, adapter),
         f"## Privacy\n\n{summary['privacy_claim']}\n\n{_spent(summary)}",
         _results(summary),
         _use(config),
@@ -35,8 +37,7 @@ def model_card(config: RunConfig, summary: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _what(config: RunConfig, summary: dict[str, Any]) -> str:
-    adapter = config.adapter
+def _what(config: RunConfig, summary: dict[str, Any], adapter: AdapterConfig) -> str:
     kind = {
         "lora": f"LoRA factors of rank {adapter.rank}, alpha {adapter.alpha:g}",
         "prompt": f"a prompt of {adapter.virtual_tokens} virtual tokens",
@@ -69,6 +70,8 @@ def _results(summary: dict[str, Any]) -> str:
         return "## Results\n\nNot evaluated."
     rows = [f"| {name} | {before['overall'][name]:.4g} | {value:.4g} |" for name, value in after["overall"].items()]
     table = "\n".join(["| on the coordinator's test part | before | after |", "| --- | ---: | ---: |", *rows])
+    if summary["personal"]:
+        table += "\n\nThese are figures of each site with the factors that it keeps, which are not in this adapter."
     return f"## Results\n\n{table}\n\nOne run; how it does on other data, and for whom it does worse, was not measured."
 
 

@@ -36,7 +36,8 @@ def summarise(records: Iterable[Record], config: RunConfig) -> dict[str, Any]:
     """Build ``summary.json``.
 
     Returns:
-        rounds; metrics_before and metrics_after by split (overall, by_site, worst_site); epsilon and the bytes up and
+        rounds; metrics_before and metrics_after by split (overall, by_site, worst_site), and whether they are personal,
+        of each site with the factors that it keeps; epsilon and the bytes up and
         down of each site (bytes as lists, one number a round, None where nothing passed); products, what the
         aggregation did in each round, with the median and the largest of the sites' update norms (see
         server.aggregation.products; None where it is withheld); site_level, the ε and δ spent on whole sites, or None;
@@ -48,7 +49,7 @@ def summarise(records: Iterable[Record], config: RunConfig) -> dict[str, Any]:
     """
     starts, rounds = [], []
     metrics: dict[int, dict[str, Any]] = {}
-    evaluating = 0.0
+    evaluating, personal = 0.0, False
     for record in records:
         if record["kind"] == "start":
             starts.append(record)
@@ -56,6 +57,7 @@ def summarise(records: Iterable[Record], config: RunConfig) -> dict[str, Any]:
             rounds.append(record)
         elif record["kind"] == "evaluation":
             evaluating += record["seconds"]
+            personal = bool(record.get("personal"))
             if record["round"] != 0:  # with thousands of sites an evaluation is megabytes: the first and the last stay
                 metrics = {known: kept for known, kept in metrics.items() if known == 0}
             metrics[record["round"]] = {record["split"]: record["metrics"]}
@@ -78,6 +80,7 @@ def summarise(records: Iterable[Record], config: RunConfig) -> dict[str, Any]:
         "headline": TASKS[config.data.task].headline,
         "metrics_before": metrics.get(0, {}),
         "metrics_after": metrics.get(len(rounds), {}),
+        "personal": personal,
         "epsilon": epsilon_by_site(rounds, config),
         "delta": config.privacy.delta if config.privacy.is_local else None,
         "site_level": _site_level(config, len(first["sites"]), len(rounds)),

@@ -319,8 +319,11 @@ def fresh_factors(adapter: Mapping[str, Tensor], seed: int, number: int) -> Tens
 
 
 def _pretrained(model: AdaptedModel, name: str) -> Tensor:
-    """The checkpoint's own value of a head parameter, which PEFT keeps beside the trained copy."""
+    """The checkpoint's own value of a head parameter, which PEFT keeps beside the trained copy.
+
+    It is rounded to bfloat16, so that a base held in bfloat16 starts from the same values as one held in float32.
+    """
     head = next(head for head in model.base.family.heads if f".{head}." in name)
     before, _, after = name.partition(f".{head}.")
     original = model.module.get_parameter(f"{before}.{head}.original_module.{after}")
-    return original.detach().float().cpu().clone()
+    return original.detach().to("cpu", torch.bfloat16).float()

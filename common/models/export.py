@@ -51,8 +51,8 @@ class About(Section):
     """The ``adapter`` section of the run; rank and alpha are those of the exported factors."""
 
 
-def export_adapter(model: AdaptedModel, adapter: Tensors, config: RunConfig, folder: Path) -> None:
-    """Write an adapter folder; an older one of that name is replaced whole.
+def export_adapter(model: AdaptedModel, adapter: Tensors, config: RunConfig, folder: Path) -> AdapterConfig:
+    """Write an adapter folder, an older one of that name replaced whole, and return what the adapter in it is.
 
     It holds PEFT's two files, which ``PeftModel.from_pretrained`` loads, and ``fedtune.json``, see :class:`About`. A
     correction to the base makes an adapter of higher rank, and a core goes into B: see :func:`common.factors.joined`.
@@ -90,6 +90,7 @@ def export_adapter(model: AdaptedModel, adapter: Tensors, config: RunConfig, fol
     shutil.rmtree(folder, ignore_errors=True)
     building.rename(folder)
     sync_folder(folder.parent)
+    return described
 
 
 def load_adapter(folder: Path, source: str | Path, device: str = "auto") -> AdaptedModel:

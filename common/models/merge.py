@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ def merge_adapter(adapter: Path, source: str | Path, folder: Path, device: str =
         device: where to compute.
 
     Raises:
-        ModelError: for a folder in use, an adapter that is no LoRA one, or one with a head that no class of
-            transformers has.
+        ModelError: for a folder in use, an adapter that is no LoRA one, one with a head that no class of transformers
+            has, or one with factors on a weight that two layers share.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ModelError(f"{folder} exists and is not empty; expected a new folder. Choose another.")
@@ -33,6 +34,23 @@ def merge_adapter(adapter: Path, source: str | Path, folder: Path, device: str =
             f"{adapter} cannot be merged: it is a prompt, or pools by the mean, which no model class of transformers "
             "does; expected LoRA factors with model.pooling 'family'. Use the adapter folder."
         )
+    shared = _shared(wrapped)
+    if shared is not None:
+        raise ModelError(
+            f"{adapter} cannot be merged: it has factors on {shared}, whose weight another layer shares, and merging "
+            "would change that too; expected factors on other layers. Use the adapter folder."
+        )
     merged = wrapped.merge_and_unload()
     merged.save_pretrained(folder, safe_serialization=True)
     model.base.tokenizer.save_pretrained(folder)
+
+
+def _shared(module: Any) -> str | None:
+    """Return the name of a layer with factors whose weight is another layer's too; None if there is none."""
+    owners = Counter(weight.data_ptr() for _, weight in module.named_parameters(remove_duplicate=False))
+    for name, layer in module.named_modules():
+        if hasattr(layer, "get_base_layer") and hasattr(layer, "lora_A"):
+            weight = layer.get_base_layer().weight
+            if weight.numel() and owners[weight.data_ptr()] > 1:
+                return str(name).rpartition(".")[2]
+    return None

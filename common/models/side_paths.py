@@ -117,7 +117,8 @@ def spectral_start(module: nn.Module, name: str, rank: int, seed: int) -> Tensor
 
     B has the r leading left ones as columns and A the right ones as rows (LoRA-XS, 2405.17604), from a randomised SVD
     keyed by the seed, so that every process derives the same. LoRA-SB (2411.19557) takes those of a gradient instead,
-    which is a function of private records: it would have to be charged.
+    which is a function of private records: it would have to be charged. The weight is rounded to bfloat16 first, so
+    that a base held in bfloat16 gives the same factors as one held in float32.
 
     Args:
         module: the PEFT model.
@@ -132,7 +133,7 @@ def spectral_start(module: nn.Module, name: str, rank: int, seed: int) -> Tensor
         ModelError: for a rank above the layer's smaller side, which has no more singular vectors.
     """
     layer: Any = module.get_submodule(name.rpartition(".lora_")[0])
-    weight = layer.get_base_layer().weight.detach().cpu().double()
+    weight = layer.get_base_layer().weight.detach().to("cpu", torch.bfloat16).double()
     if rank > min(weight.shape):
         raise ModelError(
             f"adapter.rank {rank} is above {min(weight.shape)}, the smaller side of layer "

@@ -49,3 +49,15 @@ def test_what_no_model_class_holds_is_not_merged(
     load_adapter(tmp_path / "adapter", source, "cpu")
     with pytest.raises(ModelError, match="cannot be merged"):
         merge_adapter(tmp_path / "adapter", source, tmp_path / "merged", "cpu")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT warns of both, and goes on
+def test_factors_on_a_weight_that_two_layers_share_are_not_merged(
+    make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = make_config("gpt2", "causal_lm", adapter={"rank": 2, "alpha": 4, "target_modules": ["c_attn", "lm_head"]})
+    model = load(config)
+    export_adapter(model, randomised(model), config, tmp_path / "adapter")
+    with pytest.raises(ModelError, match="factors on lm_head, whose weight another layer shares"):
+        merge_adapter(tmp_path / "adapter", config.model.source, tmp_path / "merged", "cpu")
+    assert not (tmp_path / "merged").exists()

@@ -5,6 +5,7 @@ import shutil
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -16,12 +17,13 @@ from common.config.run import RunConfig
 from common.data.federated import load_federated_data
 from common.errors import ModelError
 from common.evaluation import Evaluator
+from common.factor_names import is_factor
 from common.methods import trained_names
 from common.models.adapter import AdaptedModel, adapt, initial_adapter
 from common.models.base import choose_device, load_base
 from common.models.export import export_adapter
 from common.models.folder import weights_fingerprint
-from common.tensors import Tensors
+from common.tensors import Tensors, fingerprint
 from tests.tiny_models import CAUSAL, FAMILIES
 
 CPU = torch.device("cpu")
@@ -229,6 +231,26 @@ def test_bf16_base_keeps_a_float32_adapter_and_gives_about_the_logits(
     assert float((logits.detach() - expected).norm() / expected.norm()) < 0.05
     logits.square().sum().backward()
     assert all(p.grad is not None for p in model.parameters.values())
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+@pytest.mark.parametrize("method", ["fedit", "fed_sb"])
+def test_bf16_base_starts_from_the_same_adapter_also_with_a_head_of_the_checkpoint(
+    make_config: Callable[..., RunConfig], tiny_models: dict[str, Path], tmp_path: Path, family: str, method: str
+) -> None:
+    auto: Any = transformers.AutoModelForSequenceClassification
+    torch.manual_seed(3)
+    whole = auto.from_pretrained(tiny_models[family], num_labels=3)
+    whole.save_pretrained(tmp_path / "whole")
+    transformers.AutoTokenizer.from_pretrained(tiny_models[family]).save_pretrained(tmp_path / "whole")
+    starts = []
+    for dtype in ("fp32", "bf16"):
+        model = {"source": str(tmp_path / "whole"), "dtype": dtype}
+        config = make_config(family, model=model, aggregation={"method": method})
+        starts.append(initial_adapter(load(config), 0))
+        head = next(value for name, value in starts[-1].items() if not is_factor(name) and value.dim() > 1)
+        assert any(torch.equal(head, value.bfloat16().float()) for value in whole.state_dict().values())
+    assert fingerprint(starts[0]) == fingerprint(starts[1])
 
 
 def test_fingerprint_follows_the_weights(tiny_models: dict[str, Path], tmp_path: Path) -> None:

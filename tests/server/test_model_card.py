@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from common.config.run import RunConfig
+from common.run_folder import RunFolder
 from simulations.run import simulate
 
 
@@ -19,9 +21,11 @@ from simulations.run import simulate
         ({}, ["LoRA factors of rank 2", "No differential privacy", "Nothing was accounted", "heart, skin, bones"]),
         ({"privacy": {"unit": "example", "noise_multiplier": 1.0}}, ["Example-level", "spent most: ε = "]),
         ({"privacy": {"unit": "site", "noise_multiplier": 1.0, "delta": 0.01}}, ["Site-level", "whole sites: ε = "]),
+        ({"aggregation": {"method": "flora"}}, ["aggregated by flora"]),
+        ({"aggregation": {"method": "fedsa_lora"}}, ["with the factors that it keeps, which are not in this adapter"]),
         ({"adapter": {"kind": "head_only"}, "evaluation": {"enabled": False}}, ["head alone", "Not evaluated"]),
     ],
-    ids=["plain", "example", "site", "head only"],
+    ids=["plain", "example", "site", "correction", "personal", "head only"],
 )
 def test_card_holds_claim_and_figures_and_no_site(
     make_config: Callable[..., RunConfig], tmp_path: Path, sections: dict[str, Any], words: list[str]
@@ -32,4 +36,12 @@ def test_card_holds_claim_and_figures_and_no_site(
     for word in (*words, summary["privacy_claim"], summary["base_fingerprint"]):
         assert word in card
     assert not any(site in card for site in summary["sites"])
+    assert summary["personal"] == (config.aggregation.method == "fedsa_lora")
+    if config.adapter.kind == "lora":
+        settings = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
+        assert (settings["r"] > 2) == (config.aggregation.method == "flora")
+        assert f"rank {settings['r']}, alpha {settings['lora_alpha']:g}" in card
+    if config.adapter.kind == "head_only":
+        first = next(RunFolder(tmp_path / "run").iterate_records("round"))
+        assert min(first["products"]["update_norms"].values()) > 0  # of the head, where there are no factors
     assert yaml.safe_load(card.split("---")[1])["library_name"] == "peft"
