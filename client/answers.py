@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from client.feedback import packed_update
 from client.ledger.site_ledger import round_asked
 from client.policy.rules import expect_plan, expect_run_spend
-from client.refusals import log_line
+from client.refusals import ChangedError, log_line
 from client.release import failed_release, pack_release, unpack_release
 from client.site import Site
 from client.start_check import self_test
@@ -122,6 +122,7 @@ def prepare_train(header: bytes, payload: bytes, site: Site, config: RunConfig, 
 
     Raises:
         WireError: for a request that is not for this run, this base model, or is malformed.
+        ChangedError: for one that is for the site as it was.
         PrivacyError: if the mechanism must not run.
     """
     request = parse_header(header, TrainRequest)
@@ -131,10 +132,20 @@ def prepare_train(header: bytes, payload: bytes, site: Site, config: RunConfig, 
         raise WireError("the request is for another base model; expected the one this site holds.")
     if request.round > config.federation.rounds:
         raise WireError(f"round {request.round} is beyond the run; expected at most {config.federation.rounds}.")
+    if request.rank is not None and request.rank != expect_rank(config, site.max_rank, site.name):
+        raise ChangedError(
+            "this site's max_rank is not the one it described itself with; expected the same. The coordinator asks "
+            "anew what this site is."
+        )
     received, shared = parted(_received(request, payload, site, config, model))
     start = _round_start(request.round, site, config, model)
     mechanism = plan_mechanism(config, site.num_units(config.privacy.unit))
     _expect_plan(site, config, mechanism)
+    if request.mechanism is not None and request.mechanism != _report(mechanism):
+        raise ChangedError(
+            "this site's rows are not those it described itself with, and with them its noise; expected the same. "
+            "Nothing is spent: the coordinator asks anew what this site is."
+        )
     if mechanism is not None:
         self_test(model, config)
     names = trained_names(config, start, request.round)

@@ -22,13 +22,19 @@ from pathlib import Path
 
 from common.errors import DataError, FedtuneError, PolicyError, PrivacyError
 from common.run_source import APP_ROOT
-from common.wire import Refusal
+from common.wire import CHANGED, Refusal
 
 
 class SiteDataError(DataError):
     """The site's own rows cannot be read or tokenised."""
 
     code = "site_data"
+
+
+class ChangedError(FedtuneError):
+    """The site is no longer as it described itself to the run."""
+
+    code = CHANGED
 
 
 class RoundFailedError(PrivacyError):

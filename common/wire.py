@@ -83,7 +83,8 @@ class TrainRequest(Section):
     clipping goes on; None before the first round and without adaptive clipping. ``fixed_ranks`` are the ranks of the
     correction to the base, of each layer in order of name, 0 where a layer has none; empty without any.
     ``variates_taken`` is the last round whose change of the site's control variate the coordinator has, 0 for none;
-    None without control variates.
+    None without control variates. ``mechanism`` and ``rank`` are what the site told of itself: one that would do
+    otherwise by now, with other rows or another ``max_rank``, answers :data:`CHANGED` and spends nothing.
     """
 
     kind: Literal["train"] = "train"
@@ -96,6 +97,8 @@ class TrainRequest(Section):
     clip_norm: ClipNorm | None = None
     variates_taken: Annotated[int, Field(ge=0)] | None = None
     fixed_ranks: tuple[Annotated[int, Field(ge=0, le=65536)], ...] = Field(default=(), strict=False, max_length=4096)
+    mechanism: MechanismReport | None = None
+    rank: Annotated[int, Field(ge=1)] | None = None
 
 
 class TrainReply(Section):
@@ -115,6 +118,10 @@ class TrainReply(Section):
     train_loss: Annotated[float, Field(ge=-1e6, le=1e6)] | None
     mechanism: MechanismReport | None
     clip_norm: ClipNorm | None = None
+
+
+CHANGED = "changed"
+"""Code of a refusal: the site is no longer as it described itself; asked to describe itself again, it will."""
 
 
 class Refusal(Section):

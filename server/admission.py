@@ -10,7 +10,7 @@ from common.config.run import RunConfig
 from common.errors import AdmissionError, WireError
 from common.tensors import Manifest, Tensors, is_finite, l2_norm
 from common.variates import parted
-from common.wire import Refusal, TrainReply, TrainRequest, parse_header
+from common.wire import CHANGED, Refusal, TrainReply, TrainRequest, parse_header
 from server.cohort import Member
 
 
@@ -54,15 +54,17 @@ class Admission:
             manifest: the shape of every tensor of the update, by name.
 
         Raises:
-            AdmissionError: with a reason: refused, header, site, round, nonce, base, mechanism, loss, clip_norm, or,
-                for the payload, oversized, malformed, codec, keys, shape, dtype, non_finite, norm, scale, code, places.
+            AdmissionError: with a reason: refused, changed, header, site, round, nonce, base, mechanism, loss,
+                clip_norm, or, for the payload, oversized, malformed, codec, keys, shape, dtype, non_finite, norm,
+                scale, code, places.
         """
         try:
             reply = parse_header(header, TrainReply)
         except WireError as error:
             raise AdmissionError("header", str(error)) from None
         if isinstance(reply, Refusal):
-            raise AdmissionError("refused", f"the site refused with {reply.code!r} at {reply.place or 'unknown'}")
+            reason = CHANGED if reply.code == CHANGED else "refused"
+            raise AdmissionError(reason, f"the site refused with {reply.code!r} at {reply.place or 'unknown'}")
         _expect("site", reply.site, member.name)
         _expect("round", reply.round, request.round)
         _expect("nonce", reply.nonce, request.nonce)

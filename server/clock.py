@@ -8,6 +8,10 @@ from typing import Protocol
 
 POLL_S = 0.2
 
+AGAIN_S = 10.0
+"""Seconds until sites that failed are asked again, in a round that is extended or in the one after a skipped round;
+twice as long every time, up to the end of what the round was given."""
+
 
 class Clock(Protocol):
     """Time as the coordinator sees it."""

@@ -61,7 +61,10 @@ class Invitations:
             manifest = manifest_of({name: start[name] for name in self._sent})
             self._manifests[rank] = manifest if self._control is None else with_variates(manifest)
         taken = None if self._control is None else self._control.taken(member.name)
-        own = {"nonce": secrets.token_hex(16), "variates_taken": taken}
+        own = {
+            "nonce": secrets.token_hex(16), "variates_taken": taken, "mechanism": member.description.mechanism,
+            "rank": rank,
+        }  # fmt: skip
         request = self._request.model_copy(update=own)
         down = len(header_bytes(request)) + len(self._payloads[rank])
         return Asked(member, request, self._manifests[rank], down)

@@ -14,6 +14,7 @@ from common.errors import AdmissionError, RunError
 from common.methods import method_of
 from common.models.adapter import fresh_factors
 from common.tensors import Tensors, l2_norm
+from common.wire import CHANGED
 from server.admission import Admission
 from server.aggregation.robust import expect_enough_sites
 from server.bounds import MedianBound, beyond_use, capped
@@ -27,8 +28,8 @@ from server.variates import ControlRound, Controls
 
 NO_REPLY = "no reply within federation.round_timeout_s"
 
-_NOT_BAD = ("refused", "norm")
-"""Why an update may be rejected though nothing is wrong with it: a site may refuse, and an honest one be far off."""
+_NOT_BAD = ("refused", CHANGED, "mechanism", "norm")
+"""Why an update may be rejected though its site is honest: it may refuse, have other rows by now, or be far off."""
 
 
 class Round:

@@ -25,8 +25,9 @@ from common.config.run import RunConfig
 from common.errors import RunError, WireError
 from common.flower_records import PAYLOAD, from_records, to_records
 from common.methods import kept_tensors
+from common.wire import CHANGED
 from server.admission import Admission
-from server.clock import Clock, WallClock, pause
+from server.clock import AGAIN_S, Clock, WallClock, pause
 from server.cohort import Member, number_closing, sample_cohort
 from server.events import Observer
 from server.late import Asked
@@ -40,10 +41,6 @@ from server.steering import Steering
 from server.under_way import UnderWay
 
 logger = logging.getLogger(__name__)
-
-AGAIN_S = 10.0
-"""Seconds until sites that failed are asked again, in a round that is extended or in the one after a skipped round;
-twice as long every time, up to the end of what the round was given."""
 
 RoundDone = Callable[[int, Progress, dict[str, Any]], None]
 
@@ -86,7 +83,7 @@ class FederatedTuning(Strategy):
         self._skips = 0
         self._drawn: list[str] = []
         self._steered = self.config
-        self._joined: list[str] = []
+        self._joined, self._changed = list[str](), set[str]()
 
     def arrays(self) -> ArrayRecord:
         """Return what the coordinator keeps of the current adapter, to the bit."""
@@ -183,12 +180,13 @@ class FederatedTuning(Strategy):
         return result
 
     def _welcome(self, number: int, grid: Grid) -> None:
-        """Take in the sites that have come since the round before."""
+        """Take in the sites that have come since the round before; one that has changed is to describe itself anew."""
         if self.newcomers is None:
             return
-        come = self.newcomers.come(grid, self.members)
-        self._joined = sorted(come)
-        self.members = dict(sorted({**self.members, **come}.items()))
+        stay = {name: member for name, member in self.members.items() if name not in self._changed}
+        come = self.newcomers.come(grid, stay)
+        self._changed, self._joined = set(), sorted(come)
+        self.members = dict(sorted({**stay, **come}.items()))
         for name in self._joined:
             logger.info("site %s takes part from round %d on", name, number)
 
@@ -267,7 +265,7 @@ class FederatedTuning(Strategy):
     def _free(self, busy: Set[str], current: Round | None = None) -> list[str]:
         """Return the sites to ask now, in their turns: not counted in the round, owing nothing; as many as may work."""
         federation = self._steered.federation
-        asked = busy if current is None else busy | current.cohort.keys() | current.counted
+        asked = busy if current is None else busy | current.cohort.keys() | current.counted | self._changed
         free = [name for name in self._drawn if name not in asked]
         if federation.mode == "sync":
             return free
@@ -291,6 +289,8 @@ class FederatedTuning(Strategy):
         """Take a reply: for this round, or for what the site owes of an earlier one."""
         current = self._current()
         outcome = self._read(site, owed, reply)
+        if str(outcome.reason).startswith(f"{CHANGED}:"):
+            self._changed.add(site)
         if outcome.status not in ("admitted", "spare"):
             logger.warning("round %d: %s %s: %s", current.number, site, outcome.status, outcome.reason)
         self.observer.site_answered(current.number, site, outcome)

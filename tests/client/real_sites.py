@@ -68,7 +68,7 @@ class RealSite:
         request = TrainRequest(
             config_digest=self.config.digest(), run=changes.get("run", RUN), round=round_number,
             nonce=changes.get("nonce", NONCE), base_fingerprint=self.model.base.fingerprint,
-            fixed_ranks=changes.get("fixed_ranks", ()),
+            fixed_ranks=changes.get("fixed_ranks", ()), mechanism=changes.get("mechanism"), rank=changes.get("rank"),
         )  # fmt: skip
         start = initial_adapter(self.model, self.config.seed) if adapter is None else adapter
         packed = encode(start, self.config.communication.codec)

@@ -20,7 +20,8 @@ from simulations.flower_internals import identify_process
 from tests.server.test_rounds import ADAPTER, BASE, RUN, UPDATE, description
 from tests.server.test_transport import Seconds, Trickle
 
-FAILS, REFUSES = "fails", "refuses"
+FAILS, REFUSES = "fails", "policy"
+"""How a site answers: with Flower's error, or with a refusal of this code, as of any other."""
 
 Script = Callable[[str, int, float], float | tuple[float, str]]
 """From site, round and time of the request to the seconds until it answers, and how if not with an update."""
@@ -71,8 +72,8 @@ class Scripted(Trickle):
     def _answer(self, message: Message, how: str) -> Message:
         if how == FAILS:
             return Message(Error(code=5), reply_to=message)
-        if how == REFUSES:
-            return Message(to_records(header_bytes(Refusal(code="policy", place=""))), reply_to=message)
+        if how:
+            return Message(to_records(header_bytes(Refusal(code=how, place=""))), reply_to=message)
         known = parse_header(from_records(message.content)[0], TrainRequest)
         assert isinstance(known, TrainRequest)
         reply = TrainReply(
