@@ -31,14 +31,15 @@ class FederationConfig(Section):
     """Seconds from its requests after which a round goes on with the updates it has."""
     below_min: Literal["stop", "extend", "skip"] = "stop"
     """A round with fewer updates than it needs: stop ends the run, where the checkpoint stands; extend waits once more,
-    for extension_s, then stops; skip leaves the adapter as it is, drops what came, and goes on with the next round."""
+    for extension_s, in which it asks those that failed or refused again, then stops; skip leaves the adapter as it is,
+    drops what came, and goes on with the next round after a pause that grows from 10 s up to the round's deadline."""
     extension_s: Annotated[float, Field(gt=0)] = 600.0
     """Seconds that a round below its minimum waits longer, for below_min extend."""
     late: Literal["drop", "carry"] = "drop"
     """An update that comes after its round: drop it, or carry it into the round that is on, where it counts less. A
     site that owes an update is asked nothing else. Mode async always carries."""
     max_staleness: Annotated[int, Field(ge=1, le=16)] = 8
-    """Rounds after which a late update is no longer waited for."""
+    """Rounds after which a late update counts no more; its site is asked again when round_timeout_s is over too."""
     staleness_exponent: Annotated[float, Field(ge=0)] = 0.5
     """a of the factor (1 + s)^-a on an update that is s rounds late (FedAsync 1903.03934; 1/2 in FedBuff)."""
     join_timeout_s: Annotated[float, Field(gt=0)] = 600.0

@@ -137,7 +137,7 @@ def load_base(config: ModelConfig, data: Purpose, device: torch.device) -> BaseM
     has_weights = device.type != "meta"
     load = _from_pretrained if has_weights else _shapes_alone
     if config.quantization == "4bit" and has_weights:
-        arguments |= _four_bit(device)
+        arguments |= _four_bit(device, family.heads if data.task == "classification" else ())
     if config.pooling == "mean":
         family = family.mean_pooled()
         module, untrained = _load_pooled(folder, family, data, arguments, load)
@@ -263,7 +263,8 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def _four_bit(device: torch.device) -> dict[str, Any]:
+def _four_bit(device: torch.device, trained: tuple[str, ...]) -> dict[str, Any]:
+    """Return what makes transformers quantise a model, but for layers of these names, which are trained."""
     if device.type != "cuda":
         raise ModelError(
             f"model.quantization '4bit' needs CUDA but the device is {device.type}; expected 'none' here. "
@@ -277,7 +278,10 @@ def _four_bit(device: torch.device) -> dict[str, Any]:
             "Run: pip install -e '.[quantization]'."
         ) from None
     make: Any = transformers.BitsAndBytesConfig
-    quantization = make(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    quantization = make(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=list(trained) or None,
+    )  # fmt: skip
     return {"quantization_config": quantization, "device_map": {"": device}}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tempfile
 from enum import Enum
@@ -25,6 +26,8 @@ from common.models.base import choose_device, load_base
 from common.sources import is_hub
 from common.tensors import Tensors, manifest_of
 
+logger = logging.getLogger(__name__)
+
 WEIGHTS = "adapter_model.safetensors"
 SETTINGS = "adapter_config.json"
 ABOUT = "fedtune.json"
@@ -45,6 +48,8 @@ class About(Section):
     """What the model was shown for a prompt."""
     max_length: int
     """Tokens that rows were cut to."""
+    quantization: Literal["none", "4bit"] = "none"
+    """``model.quantization`` of the run. It is loaded on the base as it is, which differs by the rounding."""
     pooling: Literal["family", "mean"] = "family"
     """``model.pooling``. An adapter with "mean" fits :class:`common.models.pooled.MeanPooledClassifier` alone."""
     adapter: AdapterConfig
@@ -79,6 +84,7 @@ def export_adapter(model: AdaptedModel, adapter: Tensors, config: RunConfig, fol
         labels=config.data.labels,
         prompt_template=config.data.prompt_template,
         max_length=config.data.max_length,
+        quantization=config.model.quantization,
         pooling=config.model.pooling,
         adapter=described,
     )
@@ -124,6 +130,8 @@ def load_adapter(folder: Path, source: str | Path, device: str = "auto") -> Adap
             f"base model {base.folder} has fingerprint {base.fingerprint[:12]} but the adapter was trained on "
             f"{about.base_model} ({about.base_fingerprint[:12]}); expected that one. Name its folder."
         )
+    if about.quantization != "none":
+        logger.warning("%s was trained and evaluated on a base of %s; here it is whole.", folder, about.quantization)
     model = adapt(base, about.adapter, about, chosen)
     if manifest_of(adapter) != manifest_of(model.parameters):
         raise ModelError(f"{folder / WEIGHTS} holds other tensors than {ABOUT} says. Export the adapter again.")
