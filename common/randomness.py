@@ -45,6 +45,40 @@ def numpy_generator(seed: int, purpose: str, *key: str | int) -> np.random.Gener
     return np.random.Generator(np.random.PCG64(stream_seed(seed, purpose, *key)))
 
 
+def uniform(rows: int, columns: int, bound: float, generator: torch.Generator) -> Tensor:
+    """Return uniform numbers within ±bound, float32 [rows, columns]: the same bits on every CPU.
+
+    torch's own ``uniform_`` rounds once or twice, by what the CPU can do. This rounds as it does with AVX2.
+    """
+    high, low = torch.tensor(bound), torch.tensor(-bound)
+    drawn = torch.rand(rows, columns, generator=generator)
+    return (drawn.double() * (high - low).double() + low.double()).float()
+
+
+def normal(shape: Sequence[int], spread: float, generator: torch.Generator) -> Tensor:
+    """Return normal numbers of standard deviation ``spread``, float32: the same bits on every CPU, but for rare ties.
+
+    Box-Muller in float64, of the uniform numbers that torch's own ``normal_`` takes and in its order, so that they are
+    those of it but for float32 rounding, which differs between CPUs there.
+    """
+    count = math.prod(shape)
+    drawn = torch.rand(count, generator=generator)
+    values = torch.empty(count, dtype=torch.float64)
+    whole = count // 16 * 16
+    values[:whole] = _box_muller(drawn[:whole].view(-1, 16))
+    if count > whole:
+        rest = min(count, 16)
+        values[-rest:] = _box_muller(torch.rand(1, 16, generator=generator))[-rest:]
+    return (values * spread).float().view(tuple(shape))
+
+
+def _box_muller(drawn: Tensor) -> Tensor:
+    """Return standard normal numbers, float64 [16 n], of uniform ones in [0, 1), float32 [n, 16]."""
+    radius = torch.sqrt(-2.0 * torch.log((1.0 - drawn[:, :8]).double()))
+    angle = 2.0 * math.pi * drawn[:, 8:].double()
+    return torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1).flatten()
+
+
 class CryptoStream:
     """Uniform and normal numbers from a ChaCha20 keystream (RFC 8439): unpredictable to whoever lacks the key.
 

@@ -20,7 +20,7 @@ from common.models.packing import Forward, PackedForward, Start, plain_forward
 from common.models.pooled import MeanPooledClassifier
 from common.models.prompt import PROMPT, expect_promptable, initial_prompt, prompt_forward
 from common.models.side_paths import Corrections, add_cores, set_scale, spectral_start
-from common.randomness import torch_generator
+from common.randomness import normal, torch_generator, uniform
 from common.tensors import Tensors
 
 _ADAPTER = "default"
@@ -254,7 +254,7 @@ def _expect_all_kept(module: nn.Module, parameters: Mapping[str, nn.Parameter], 
 
 
 def initial_adapter(model: AdaptedModel, seed: int, rank: int | None = None) -> Tensors:
-    """Return the adapter a run starts from, the same in every process for one seed.
+    """Return the adapter a run starts from, the same in every process and on every CPU for one seed.
 
     A is uniform as in Kaiming initialisation with a = √5 and B is zero, so that BA = 0 (Hu et al. 2106.09685);
     a head keeps pretrained values, and a new one is normal with the model's ``initializer_range``, biases zero;
@@ -290,15 +290,14 @@ def initial_adapter(model: AdaptedModel, seed: int, rank: int | None = None) -> 
             if name not in untrained:
                 value = _pretrained(model, name)
             elif parameter.dim() > 1:
-                value.normal_(0.0, spread, generator=generator)
+                value = normal(parameter.shape, spread, generator)
         start[name] = value
     return start
 
 
 def initial_a(rank: int, width: int, generator: torch.Generator) -> Tensor:
     """Return a factor A [rank, width] to start from: uniform within ±1/√width."""
-    bound = 1.0 / math.sqrt(width)
-    return torch.zeros(rank, width).uniform_(-bound, bound, generator=generator)
+    return uniform(rank, width, 1.0 / math.sqrt(width), generator)
 
 
 def fresh_factors(adapter: Mapping[str, Tensor], seed: int, number: int) -> Tensors:

@@ -20,6 +20,8 @@ from common.randomness import stream_seed
 
 CORE_OVERSAMPLING, CORE_ITERATIONS = 8, 8
 """Further columns and power iterations of the randomised SVD that finds a core's subspaces (0909.4061)."""
+CORE_GRID = 2.0**-12
+"""To whose multiples a core's A and B are rounded: on another CPU LAPACK gives other last bits, float32 shows it."""
 
 
 class Corrections:
@@ -146,4 +148,5 @@ def spectral_start(module: nn.Module, name: str, rank: int, seed: int) -> Tensor
         u, _, v = torch.svd_lowrank(weight, q=columns, niter=CORE_ITERATIONS)
     u, v = u[:, :rank], v[:, :rank]
     signs = torch.sign(u.gather(0, u.abs().argmax(dim=0, keepdim=True)))
-    return (v * signs).T.float().contiguous() if name.endswith(A) else (u * signs).float().contiguous()
+    found = (v * signs).T if name.endswith(A) else u * signs
+    return (torch.round(found / CORE_GRID) * CORE_GRID).float().contiguous()

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +16,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from common.config.load import dump_run_config
 from common.config.run import RunConfig
 from common.data.federated import load_federated_data
 from common.errors import ModelError
@@ -23,6 +27,7 @@ from common.models.adapter import AdaptedModel, adapt, initial_adapter
 from common.models.base import choose_device, load_base
 from common.models.export import export_adapter
 from common.models.folder import weights_fingerprint
+from common.models.resident import resident_model
 from common.tensors import Tensors, fingerprint
 from tests.tiny_models import CAUSAL, FAMILIES
 
@@ -247,10 +252,31 @@ def test_bf16_base_starts_from_the_same_adapter_also_with_a_head_of_the_checkpoi
     for dtype in ("fp32", "bf16"):
         model = {"source": str(tmp_path / "whole"), "dtype": dtype}
         config = make_config(family, model=model, aggregation={"method": method})
-        starts.append(initial_adapter(load(config), 0))
+        starts.append(initial_adapter(resident_model(config, "cpu"), 0))
         head = next(value for name, value in starts[-1].items() if not is_factor(name) and value.dim() > 1)
         assert any(torch.equal(head, value.bfloat16().float()) for value in whole.state_dict().values())
     assert fingerprint(starts[0]) == fingerprint(starts[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fedit", "fed_sb"])
+def test_a_run_starts_from_the_same_adapter_on_a_cpu_that_can_less(
+    make_config: Callable[..., RunConfig], tmp_path: Path, method: str
+) -> None:
+    config = make_config(aggregation={"method": method})
+    (tmp_path / "run.yaml").write_bytes(dump_run_config(config).encode())
+    code = (
+        "import sys, torch; from pathlib import Path; from common.config.load import load_run_config;"
+        "from common.models.adapter import initial_adapter; from common.models.resident import resident_model;"
+        "from common.tensors import fingerprint; config = load_run_config(Path(sys.argv[1]));"
+        "print(torch.backends.cpu.get_cpu_capability(), fingerprint(initial_adapter(resident_model(config, 'cpu'), 0)))"
+    )
+    less = {**os.environ, "ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "run.yaml")], env=less, cwd=Path(__file__).parents[2],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split()[-2:] == ["DEFAULT", fingerprint(initial_adapter(resident_model(config, "cpu"), 0))]
 
 
 def test_fingerprint_follows_the_weights(tiny_models: dict[str, Path], tmp_path: Path) -> None:

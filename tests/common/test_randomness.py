@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from common.randomness import CryptoStream, KeyedRandomness, SystemRandomness, stream_seed, torch_generator
+from common.randomness import (
+    CryptoStream,
+    KeyedRandomness,
+    SystemRandomness,
+    normal,
+    stream_seed,
+    torch_generator,
+    uniform,
+)
 
 KEY = bytes(range(32))
 
@@ -68,3 +78,19 @@ def test_seed_depends_on_every_part_and_its_boundaries(key: list[str | int]) -> 
     assert stream_seed(0, "ab", "c") != stream_seed(0, "a", "bc")
     assert stream_seed(0, "x", 1) != stream_seed(0, "x", "1")
     assert torch_generator(0, "x", *key).initial_seed() == torch_generator(0, "x", *key).initial_seed()
+
+
+@pytest.mark.parametrize("shape", [(3, 32), (2, 384), (5, 7), (31, 1000), (4, 4), (2, 3)])
+def test_draws_for_a_run_are_torchs_own_with_the_same_bits_on_every_cpu(shape: tuple[int, int]) -> None:
+    def of(draw: Callable[[torch.Generator], torch.Tensor]) -> torch.Tensor:
+        return draw(torch_generator(3, "test", *shape))
+
+    bound = 1.0 / shape[1] ** 0.5
+    own = of(lambda generator: torch.zeros(shape).uniform_(-bound, bound, generator=generator))
+    torch.testing.assert_close(of(lambda g: uniform(*shape, bound, g)), own, rtol=1e-6, atol=1e-7)
+    if shape[0] * shape[1] >= 16:
+        own = of(lambda generator: torch.zeros(shape).normal_(0.0, 0.5, generator=generator))
+        torch.testing.assert_close(of(lambda g: normal(shape, 0.5, g)), own, rtol=1e-4, atol=1e-6)
+    drawn = of(lambda g: normal((1000, 1001), 2.0, g)).numpy()
+    assert drawn.std() == pytest.approx(2.0, rel=0.005)
+    assert stats.kstest(drawn.ravel() / 2.0, "norm").pvalue > 1e-6
