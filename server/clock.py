@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
-POLL_S = 0.2
+POLL_S, REST_S = 0.2, 1.0
 
 AGAIN_S = 10.0
 """Seconds until sites that failed are asked again, in a round that is extended or in the one after a skipped round;
@@ -22,6 +22,9 @@ class Clock(Protocol):
     def wait(self, deadline: float) -> None:
         """Return when something may have arrived, at the latest when :meth:`now` is ``deadline``."""
 
+    def rest(self, until: float) -> None:
+        """Let some time pass, up to ``until``, while nobody is at work."""
+
 
 class Connected(Protocol):
     """What a pause looks at, so that a run that was stopped does not sleep on: the Grid."""
@@ -30,11 +33,14 @@ class Connected(Protocol):
         """Return the ids of the nodes that are connected."""
 
 
-def pause(grid: Connected, clock: Clock, until: float) -> None:
-    """Wait until a clock shows ``until``. While it waits it keeps calling the grid: only there is a run stopped."""
-    while clock.now() < until:
+def pause(grid: Connected, clock: Clock, until: float, ends: Callable[[], bool] = lambda: False) -> None:
+    """Rest until a clock shows ``until``, or the run is to end.
+
+    It keeps calling the grid meanwhile: only there is a run stopped.
+    """
+    while clock.now() < until and not ends():
         list(grid.get_node_ids())
-        clock.wait(until)
+        clock.rest(until)
 
 
 class WallClock:
@@ -47,6 +53,10 @@ class WallClock:
     def wait(self, deadline: float) -> None:
         """Sleep for the time between two polls."""
         time.sleep(min(POLL_S, max(0.0, deadline - self.now())))
+
+    def rest(self, until: float) -> None:
+        """Sleep for a second."""
+        time.sleep(min(REST_S, max(0.0, until - self.now())))
 
 
 class IdleClock:
@@ -68,3 +78,7 @@ class IdleClock:
         seconds = min(POLL_S, max(0.0, deadline - self._waited_s))
         time.sleep(seconds)
         self._waited_s += seconds
+
+    def rest(self, until: float) -> None:
+        """Count the seconds; nobody sleeps for them."""
+        self._waited_s = max(self._waited_s, until)

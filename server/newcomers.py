@@ -62,6 +62,8 @@ class Newcomers:
             except (RunError, WireError) as error:
                 logger.warning("node %d does not come in: %s", node, error)
         come, unfit = self.admit(described)
+        for member in come.values():
+            self._again.pop(member.node_id, None)  # should it change, it is asked anew at once
         for node, reason in unfit.items():
             logger.warning("node %d does not come in: %s", node, reason)
         away = {node for node, name in self.enrolled.items() if name not in members and name not in come}

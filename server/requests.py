@@ -25,7 +25,9 @@ Call = tuple[str, int]
 """Site and round of a request."""
 
 
-def requests(current: Round, config: RunConfig, seconds: float, names: Iterable[str]) -> dict[Call, Message]:
+def requests(
+    current: Round, config: RunConfig, seconds: float, names: Iterable[str], *, further: bool = False
+) -> dict[Call, Message]:
     """Return requests of a round.
 
     A request that nobody will wait for any more expires: a site that was away, or busy for long, would else train for
@@ -34,11 +36,12 @@ def requests(current: Round, config: RunConfig, seconds: float, names: Iterable[
     Args:
         current: the round.
         config: the run config.
-        seconds: until the round's deadline.
+        seconds: that a site has to answer: until the round's deadline, or where late updates count as long as that.
         names: of sites of its cohort.
+        further: whether the round is on already, so that an extension is not yet to come.
     """
     federation = config.federation
-    extension = federation.extension_s if federation.below_min == "extend" else 0.0
+    extension = federation.extension_s if federation.below_min == "extend" and not further else 0.0
     rounds = 1 + federation.max_staleness if federation.carries else 1
     return {
         (name, current.number): Message(

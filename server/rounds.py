@@ -155,12 +155,20 @@ class Round:
         """Record an answer to a request of an earlier round that came when none was wanted any more."""
         return self._carry(asked, Outcome(status, reason, bytes_up=bytes_up))
 
-    def ask_again(self) -> list[str]:
-        """Take the sites that failed or refused back into the cohort, each with a fresh request, and return them.
+    @property
+    def failed(self) -> list[str]:
+        """The sites that failed or refused, and may do better."""
+        return [site for site, outcome in self.outcomes.items() if outcome.status == "failed" or _refused(outcome)]
+
+    def ask_again(self, most: int | None = None) -> list[str]:
+        """Take sites that :attr:`failed` back into the cohort, each with a fresh request, and return them.
 
         They are charged once: a ledger knows the round. What the first attempt came to is told beside the round.
+
+        Args:
+            most: how many; all if not given.
         """
-        again = [site for site, outcome in self.outcomes.items() if outcome.status == "failed" or _refused(outcome)]
+        again = self.failed[:most]
         for site in again:
             self._carry(self.asked[site], replace(self.outcomes.pop(site), mechanism=None))
             self.invite(self.cohort[site])

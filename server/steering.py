@@ -15,6 +15,10 @@ class Steering:
         """Return whether round ``number`` begins, once that is decided; False ends the run as if it were complete."""
         return True
 
+    def ends(self) -> bool:
+        """Return whether the run ends with the round in progress."""
+        return False
+
     def sites_per_round(self, configured: int | None) -> int | None:
         """Return how many sites a round asks, None for all."""
         return configured

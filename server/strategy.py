@@ -28,7 +28,7 @@ from common.methods import kept_tensors
 from common.wire import CHANGED
 from server.admission import Admission
 from server.clock import AGAIN_S, Clock, WallClock, pause
-from server.cohort import Member, number_closing, sample_cohort
+from server.cohort import Member
 from server.events import Observer
 from server.late import Asked
 from server.newcomers import Newcomers
@@ -38,6 +38,7 @@ from server.requests import failure, requests
 from server.rounds import Round
 from server.site_level import SiteLevel
 from server.steering import Steering
+from server.turns import Turns
 from server.under_way import UnderWay
 
 logger = logging.getLogger(__name__)
@@ -81,8 +82,7 @@ class FederatedTuning(Strategy):
         self._admission = Admission.of(self.config)
         self._round: Round | None = None
         self._skips = 0
-        self._drawn: list[str] = []
-        self._steered = self.config
+        self._turns = Turns(self.config, self.steering, self.site_level)
         self._joined, self._changed = list[str](), set[str]()
 
     def arrays(self) -> ArrayRecord:
@@ -118,7 +118,7 @@ class FederatedTuning(Strategy):
         for reply in replies:
             sender = reply.metadata.src_node_id
             site = next((name for name, member in current.cohort.items() if member.node_id == sender), None)
-            if site is not None and not self._is_full(current):
+            if site is not None and not self._turns.is_full(current):
                 self._take(site, None, reply)
         self._finish_round()
         return self.arrays(), MetricRecord({"round": server_round})
@@ -166,12 +166,13 @@ class FederatedTuning(Strategy):
             if not self.steering.proceed(number, grid):
                 break
             self._welcome(number, grid)
-            deadline = self.clock.now() + self.steering.round_timeout_s(seconds)
-            if self._play(under_way, number, deadline) or number == last:
+            began, given = self.clock.now(), self.steering.round_timeout_s(seconds)
+            if self._play(under_way, number, given) or number == last:
                 self._skips = 0
             else:
+                again = self.clock.now() + AGAIN_S * 2.0 ** min(self._skips, 20)
                 self._skips += 1
-                pause(grid, self.clock, min(deadline, self.clock.now() + AGAIN_S * 2 ** (self._skips - 1)))
+                pause(grid, self.clock, min(began + given, again), self.steering.ends)
             result.arrays = self.arrays()
             if evaluate_fn is not None:
                 metrics = evaluate_fn(number, result.arrays)
@@ -190,62 +191,59 @@ class FederatedTuning(Strategy):
         for name in self._joined:
             logger.info("site %s takes part from round %d on", name, number)
 
-    def _play(self, under_way: UnderWay, number: int, deadline: float) -> bool:
+    def _play(self, under_way: UnderWay, number: int, seconds: float) -> bool:
         """Run one round: ask, take what comes until it closes, and aggregate. Return whether it had what it needs."""
+        deadline = self.clock.now() + seconds
         current = self._begin(number, under_way.sites)
-        under_way.ask(current, current.cohort, deadline - self.clock.now())
-        self._collect(under_way, current, deadline)
+        under_way.ask(current, current.cohort, seconds)
+        self._collect(under_way, current, deadline, seconds)
         lacking, federation = current.lacking(), self.config.federation
         if lacking is not None and federation.below_min == "extend":
             logger.warning("%s The round is extended by %g s.", lacking, federation.extension_s)
-            self._extend(under_way, current, self.clock.now() + federation.extension_s)
-        under_way.end_round(current, full=self._is_full(current))
+            self._extend(under_way, current, self.clock.now() + federation.extension_s, seconds)
+        under_way.end_round(current, full=self._turns.is_full(current))
         return self._finish_round()
 
-    def _collect(self, under_way: UnderWay, current: Round, deadline: float) -> None:
+    def _collect(self, under_way: UnderWay, current: Round, until: float, seconds: float) -> None:
         """Take what comes until the round closes; in mode async, sites that are free by then are asked."""
         federation = self.config.federation
-        while not self._is_closed(current) and (arrived := under_way.receive(deadline)) is not None:
+        while not self._is_closed(current) and (arrived := under_way.receive(until)) is not None:
             (site, number), reply = arrived
             owed = under_way.owed((site, number))
             if owed is not None or number == current.number:
                 self._take(site, owed, reply)
-            if (
-                federation.mode == "async"
-                and not self._is_full(current)
-                and (free := self._free(under_way.sites, current))
-            ):
+            if federation.mode == "async" and not self._turns.is_full(current):
+                free = self._turns.free(under_way.sites | self._changed, current)
                 for name in free:
                     current.invite(self.members[name])
-                under_way.ask(current, free, deadline - self.clock.now())
-                self.observer.sites_asked(current.number, free)
+                self._ask_more(under_way, current, free, seconds)
 
-    def _extend(self, under_way: UnderWay, current: Round, deadline: float) -> None:
-        """Wait once more, and ask the sites that failed or refused again, until the round has what it needs."""
-        patience = AGAIN_S
-        while self.clock.now() < deadline:
-            again = current.ask_again()
-            if again:
-                under_way.ask(current, again, deadline - self.clock.now())
-                self.observer.sites_asked(current.number, again)
-            elif not under_way.sites:
+    def _extend(self, under_way: UnderWay, current: Round, deadline: float, seconds: float) -> None:
+        """Wait once more; while the round lacks updates, ask sites that failed or refused again, ever more seldom."""
+        carries = self.config.federation.carries
+        due, patience = self.clock.now(), AGAIN_S
+        while (now := self.clock.now()) < deadline and current.lacking() is not None:
+            if now >= due:
+                again = current.ask_again(self._turns.room(under_way.sites))
+                self._ask_more(under_way, current, again, seconds if carries else deadline - now)
+                due, patience = now + patience, 2 * patience
+            if not current.failed and not (under_way.sites if carries else current.unanswered):
                 return
-            self._collect(under_way, current, deadline)
-            if current.lacking() is None:
-                return
-            pause(under_way.grid, self.clock, min(deadline, self.clock.now() + patience))
-            patience *= 2
+            self._collect(under_way, current, min(deadline, due), seconds)
+            if current.lacking() is not None and not (under_way.sites if carries else current.unanswered):
+                pause(under_way.grid, self.clock, min(deadline, due))
+        self._collect(under_way, current, deadline, seconds)
+
+    def _ask_more(self, under_way: UnderWay, current: Round, names: list[str], seconds: float) -> None:
+        """Send further requests of a round that is on."""
+        if names:
+            under_way.ask(current, names, seconds, further=True)
+            self.observer.sites_asked(current.number, names)
 
     def _begin(self, number: int, busy: Set[str] = frozenset()) -> Round:
         """Draw the sites of a round and open it with those that are not busy."""
-        known, private = list(self.members), self.site_level
-        self._steered = self._as_steered()
-        if private is None:
-            working = frozenset() if self.config.federation.carries else busy
-            self._drawn = sample_cohort([name for name in known if name not in working], self._steered, number)
-        else:
-            self._drawn = private.cohort(known, number)
-        cohort = {name: self.members[name] for name in self._free(busy)}
+        private, known = self.site_level, list(self.members)
+        cohort = {name: self.members[name] for name in self._turns.draw(number, known, busy)}
         current = Round(
             number, cohort, self.progress.adapter, self.config, self._admission, self.base_fingerprint, self.run,
             self.progress.clip_norm, private, self.progress.moments,
@@ -256,29 +254,9 @@ class FederatedTuning(Strategy):
         self.observer.round_started(number, list(cohort))
         return current
 
-    def _as_steered(self) -> RunConfig:
-        """Return the run config with the number of sites that are asked now; it draws sites and is never sent."""
-        federation = self.config.federation
-        asked = self.steering.sites_per_round(federation.sites_per_round)
-        return self.config.model_copy(update={"federation": federation.model_copy(update={"sites_per_round": asked})})
-
-    def _free(self, busy: Set[str], current: Round | None = None) -> list[str]:
-        """Return the sites to ask now, in their turns: not counted in the round, owing nothing; as many as may work."""
-        federation = self._steered.federation
-        asked = busy if current is None else busy | current.cohort.keys() | current.counted | self._changed
-        free = [name for name in self._drawn if name not in asked]
-        if federation.mode == "sync":
-            return free
-        return free[: max(0, (federation.sites_per_round or len(self.members)) - len(busy))]
-
-    def _is_full(self, current: Round) -> bool:
-        """Whether a round has the number of updates at which it closes."""
-        closing = number_closing(self._steered)
-        return closing is not None and current.count >= closing
-
     def _is_closed(self, current: Round) -> bool:
         """Whether a round need not wait: it is full, or all of it answered and late updates alone could come."""
-        if self._is_full(current):
+        if self._turns.is_full(current):
             return True
         federation = self.config.federation
         if federation.mode == "async" or current.unanswered > 0:
@@ -317,7 +295,7 @@ class FederatedTuning(Strategy):
     def _finish_round(self) -> bool:
         """Aggregate or skip the round, and return whether it had what it needs."""
         current = self._current()
-        if self._is_full(current):
+        if self._turns.is_full(current):
             late = self.config.federation.carries
             current.give_up("late" if late else "spare", "the round had its updates before this one")
         for site, outcome in current.settle():

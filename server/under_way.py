@@ -36,15 +36,16 @@ class UnderWay:
         """The sites whose answers are waited for."""
         return {site for site, _ in self._exchange.under_way()}
 
-    def ask(self, current: Round, names: Collection[str], seconds: float) -> None:
+    def ask(self, current: Round, names: Collection[str], seconds: float, *, further: bool = False) -> None:
         """Send requests of a round to some of its cohort.
 
         Args:
             current: the round.
             names: of the sites.
             seconds: that they have to answer.
+            further: whether the round is on already.
         """
-        messages = requests(current, self._config, seconds, names)
+        messages = requests(current, self._config, seconds, names, further=further)
         self._exchange.send(messages)
         self._until |= dict.fromkeys(messages, self._clock.now() + seconds)
 

@@ -51,7 +51,7 @@ def view_line(view: dict[str, Any]) -> str:
     if view["round_elapsed_s"] is not None:
         parts.append(f"{view['round_elapsed_s']:.0f} of {view['round_timeout_s']:.0f} s")
     asked = [site for site in view["sites"] if site["status"] != "idle"]
-    answered = [site for site in asked if site["status"] not in ("asked", "late")]
+    answered = [site for site in asked if site["status"] not in ("asked", "late", "spare")]
     if asked:
         parts.append(f"{len(answered)}/{len(asked)} sites answered")
     parts += [f"{name} {value:.3f}" for name, value in sorted(view["metrics"].items())]

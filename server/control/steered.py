@@ -90,6 +90,10 @@ class Steered(Steering):
             with self._changed:
                 self._changed.wait_for(lambda: self._stopped or not self._settings.paused, PAUSE_POLL_S)
 
+    def ends(self) -> bool:
+        """Return whether an operator ended the run, now or with the round in progress."""
+        return self._stopped or self._settings.stops_after_round
+
     def sites_per_round(self, configured: int | None) -> int | None:
         """Return how many sites a round asks, None for all."""
         return self._settings.sites_per_round or configured

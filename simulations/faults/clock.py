@@ -99,3 +99,7 @@ class SimulatedClock:
         until = min(coming, deadline)
         if until < math.inf:
             self.time_s = max(self.time_s, until)
+
+    def rest(self, until: float) -> None:
+        """Jump, as :meth:`wait` does: what arrives meanwhile is taken in its time."""
+        self.wait(until)

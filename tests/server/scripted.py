@@ -33,6 +33,7 @@ class Scripted(Trickle):
     Attributes:
         asked: site, round and time of every request, in order.
         most: requests to one site that were ever under way at once.
+        lasting: site, round and time to live of every request.
     """
 
     def __init__(self, clock: Seconds, names: Iterable[str], script: Script) -> None:
@@ -40,6 +41,7 @@ class Scripted(Trickle):
         self.script, self.names = script, dict(enumerate(names))
         self.asked: list[tuple[str, int, float]] = []
         self.most = 0
+        self.lasting: list[tuple[str, int, float]] = []
         self._how: dict[str, str] = {}
         self._count = itertools.count(1)
 
@@ -60,6 +62,7 @@ class Scripted(Trickle):
             seconds, self._how[known] = answer if isinstance(answer, tuple) else (answer, "")
             self.sent[known], self.at[known] = message, now + seconds
             self.asked.append((site, number, now))
+            self.lasting.append((site, number, message.metadata.ttl))
             ids.append(known)
         at_work = Counter(message.metadata.dst_node_id for message in self.sent.values())
         self.most = max(self.most, *at_work.values())

@@ -27,6 +27,9 @@ class Seconds:
     def wait(self, deadline: float) -> None:
         self.time_s = min(self.time_s + 0.5, deadline)
 
+    def rest(self, until: float) -> None:
+        self.wait(until)
+
 
 class Trickle(Grid):  # type: ignore[misc]
     """Answers each message at its own time; a pull may take time too."""
@@ -49,7 +52,9 @@ class Trickle(Grid):  # type: ignore[misc]
     def set_run(self, run: Any) -> None: ...
     def run(self) -> Any: ...  # type: ignore[override]
     def create_message(self, *_: Any, **__: Any) -> Any: ...
-    def get_node_ids(self) -> Any: ...
+    def get_node_ids(self) -> Any:
+        return []
+
     def send_and_receive(self, *_: Any, **__: Any) -> Any: ...
 
 

@@ -9,14 +9,18 @@ from typing import Any
 
 import pytest
 
+import server.clock
 from common.config.round_rules import round_warnings
 from common.config.run import RunConfig
 from common.errors import RunError
+from server.clock import IdleClock, pause
 from server.requests import requests
+from server.steering import Steering
 from server.summary import epsilon_by_site
 from simulations.flower_internals import identify_process
 from tests.server.scripted import FAILS, REFUSES, play
 from tests.server.test_rounds import make_round
+from tests.server.test_transport import Seconds, Trickle
 
 MakeConfig = Callable[..., RunConfig]
 TWELVE = [f"site {number:02d}" for number in range(12)]
@@ -125,3 +129,69 @@ def test_spare_site_is_busy_until_it_answers_and_its_bytes_are_counted(make_conf
     (third,) = [record["carried"] for record in records if "carried" in record]
     assert [(one["site"], one["round"], one["status"], one["mechanism"]) for one in third] == [("c", 1, "spare", None)]
     assert third[0]["bytes_up"] == records[0]["sites"]["a"]["bytes_up"]
+
+
+@pytest.mark.parametrize("late", ["drop", "carry"])
+def test_failed_site_is_asked_again_though_another_is_silent(make_config: MakeConfig, late: str) -> None:
+    federation = {
+        "below_min": "extend", "extension_s": 300.0, "min_sites": 2, "rounds": 1, "round_timeout_s": 100.0,
+        "late": late,
+    }  # fmt: skip
+    script = {"a": lambda now: 1.0, "b": lambda now: (0.5, FAILS) if now < 110 else 1.0, "c": lambda now: 1e9}
+    grid, records = play(make_config(federation=federation), "abc", lambda site, number, now: script[site](now))
+    times = [now for site, _, now in grid.asked if site == "b"]
+    assert times == [0, 100, 110]
+    assert records[0]["sites"]["b"]["status"] == "admitted"
+    assert grid.clock.now() <= 400
+
+
+def test_extension_does_not_wait_for_a_spare_site_of_an_earlier_round(make_config: MakeConfig) -> None:
+    federation = {
+        "sites_per_round": 2, "over_select": 1.5, "rounds": 3, "min_sites": 2, "below_min": "extend",
+        "extension_s": 600.0,
+    }  # fmt: skip
+    config = make_config(federation=federation, aggregation={"max_update_norm": 2.0})
+    asked: list[tuple[str, int, float]] = []
+
+    def script(site: str, number: int, now: float) -> float:
+        asked.append((site, number, now))
+        return 1e9 if site == "c" else 1.0
+
+    with pytest.raises(RunError, match="round 1 has 0 usable updates"):
+        play(make_config(federation=federation, aggregation={"max_update_norm": 1e-3}), "ab", script)
+    assert asked[-1][2] == 0
+    grid, _ = play(config, "abc", script)
+    assert grid.clock.now() < 10
+
+
+def test_request_in_the_midst_of_an_async_round_lasts_as_long_as_any(make_config: MakeConfig) -> None:
+    federation = {"mode": "async", "buffer_size": 2, "max_staleness": 8, "rounds": 2, "round_timeout_s": 600.0}
+    config = make_config(federation=federation)
+    grid, records = play(config, "abc", lambda site, number, now: {"a": 590.0, "b": 300.0, "c": 500.0}[site])
+    assert [round(ttl) for _, _, ttl in grid.lasting] == [5410] * len(grid.lasting)
+    assert ("b", 2, 500.0) in grid.asked
+    assert grid.most == 1
+    assert len(records) == 2
+
+
+def test_pauses_stop_growing_and_end_with_the_run(make_config: MakeConfig) -> None:
+    config = make_config(federation={"below_min": "skip", "rounds": 1100, "round_timeout_s": 1.0})
+    _, records = play(config, "a", lambda site, number, now: (0.0, FAILS))
+    assert len(records) == 1100
+
+    class Operator(Steering):
+        def proceed(self, number: int, grid: Any) -> bool:
+            return number < 4
+
+        def ends(self) -> bool:
+            return True
+
+    grid, records = play(config, "a", lambda site, number, now: (0.0, FAILS), steering=Operator())
+    assert (len(records), grid.clock.now()) == (3, 0.0)
+
+
+def test_nobody_sleeps_for_virtual_sites_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.clock.time, "sleep", lambda seconds: pytest.fail("slept"))
+    clock = IdleClock()
+    pause(Trickle(Seconds(), {}), clock, 1e6)
+    assert clock.now() == 1e6
