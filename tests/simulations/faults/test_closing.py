@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import server.bounds
+import server.collected
 from common.config.run import RunConfig
 from common.errors import RunError
 from common.run_folder import RunFolder
@@ -191,6 +192,7 @@ def test_round_that_makes_what_no_site_would_take_is_skipped(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     monkeypatch.setattr(server.bounds, "_REACH", 2.0)
+    monkeypatch.setattr(server.collected, "beyond_use", lambda *_: None)  # as where several made it together
     attack = {"attacks": [{"name": "scale_1000", "sites": ["site 1"], "to_round": 1}]}
     config = make_config(simulation=attack, aggregation={"method": method})
     summary = simulate(config, tmp_path / "run", engine=ALONE)
