@@ -48,8 +48,8 @@ class Collected:
         self._weights: dict[str, float] = {}
         self._local: dict[str, Tensors] = {}
         self._updates: dict[str, Tensors] = {}
-        self._alone = () if any(map(is_factor, self.sent)) else self.sent
         self._personal = bool(personal_names(config, adapter))
+        self._alone = self.sent if self._personal or not any(map(is_factor, self.sent)) else ()
         self._measures = site_level is None and config.evaluation.products
 
     @property
@@ -92,8 +92,7 @@ class Collected:
         """
         adapter = self._aggregated(hidden)
         if self._local:
-            alone = self.sent if self._personal else self._alone
-            found = measure(self._adapter, adapter, self._local, self._weights, alone)
+            found = measure(self._adapter, adapter, self._local, self._weights, self._alone)
             self.products = replace(found, error=None) if found and self._personal else found
         return adapter
 

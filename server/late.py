@@ -47,12 +47,12 @@ class Asked:
 
 @dataclass(frozen=True)
 class Carried:
-    """What became of an update of an earlier round.
+    """What became of an update of an earlier round, or of a request of this one that was repeated.
 
     Attributes:
         site: whose.
         round: in which it was asked for.
-        staleness: s, in rounds.
+        staleness: s, in rounds; 0 for a request of this one.
         outcome: what became of it.
     """
 

@@ -242,11 +242,10 @@ class FederatedTuning(Strategy):
 
     def _begin(self, number: int, busy: Set[str] = frozenset()) -> Round:
         """Draw the sites of a round and open it with those that are not busy."""
-        private, known = self.site_level, list(self.members)
-        cohort = {name: self.members[name] for name in self._turns.draw(number, known, busy)}
+        cohort = {name: self.members[name] for name in self._turns.draw(number, list(self.members), busy)}
         current = Round(
             number, cohort, self.progress.adapter, self.config, self._admission, self.base_fingerprint, self.run,
-            self.progress.clip_norm, private, self.progress.moments,
+            self.progress.clip_norm, self.site_level, self.progress.moments,
             self.members if self.config.federation.carries else None, self.progress.controls,
             {name: member.weight(self.config) for name, member in self.members.items()},
         )  # fmt: skip
