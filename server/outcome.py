@@ -18,7 +18,7 @@ class Outcome:
         bytes_down: bytes of the request, header and payload.
         bytes_up: bytes of the reply.
         steps: local steps.
-        weight: in the average, relative to the largest of the cohort.
+        weight: in the average, relative to the largest that any site declared.
         update_norm: L2 norm of the update as it arrived; withheld under site-level privacy.
         train_loss: None under differential privacy, unless it is released and charged.
         mechanism: noise multiplier, sample rate and steps that the site's ledger is charged for having been asked;

@@ -13,7 +13,7 @@ from common.errors import AdmissionError
 from common.methods import METHODS
 from common.tensors import Tensors
 from server.aggregation.catalog import AGGREGATORS, aggregator_of
-from server.aggregation.exact_sum import FRACTION_BITS, ExactSum
+from server.aggregation.exact_sum import FRACTION_BITS, REST_BITS, ExactSum
 
 LINEAR = sorted(method for method in AGGREGATORS if METHODS[method].linear)
 
@@ -60,16 +60,19 @@ def test_stream_has_the_bits_of_the_batch(method: str, data: st.DataObject) -> N
     shares = np.array(weights)
     for name, start in adapter.items():
         batch = np.stack([update[name].double().numpy() for update in updates])
-        terms = np.rint(batch * shares.reshape(-1, *[1] * start.dim()) * 2.0**FRACTION_BITS).astype(np.int64)
-        whole = terms.sum(axis=0) / (2.0**FRACTION_BITS * float(sum(map(Fraction, weights))))
-        assert torch.equal(streamed[name], start + torch.from_numpy(np.asarray(whole)).float())
+        terms = batch * shares.reshape(-1, *[1] * start.dim()) * 2.0**FRACTION_BITS
+        whole = np.rint(terms)
+        rest = np.rint((terms - whole) * 2.0**REST_BITS).astype(np.int64).sum(axis=0) / 2.0**REST_BITS
+        total = whole.astype(np.int64).sum(axis=0) + rest
+        mean = total / (2.0**FRACTION_BITS * float(sum(map(Fraction, weights))))
+        assert torch.equal(streamed[name], start + torch.from_numpy(np.asarray(mean)).float())
 
 
 @settings(deadline=None)
 @given(order=st.permutations(range(6)), data=st.data())
 def test_order_of_sites_does_not_change_a_bit(order: list[int], data: st.DataObject) -> None:
     updates = [random_update(i, 10.0 ** data.draw(st.integers(-6, 3))) for i in range(6)]
-    weights = [data.draw(st.floats(1e-3, 1.0)) for _ in range(6)]
+    weights = [data.draw(st.floats(1e-9, 1.0)) for _ in range(6)]
     adapter = random_update(42)
     first = aggregate("fedit", updates, weights, adapter)
     shuffled = aggregate("fedit", [updates[i] for i in order], [weights[i] for i in order], adapter)
@@ -90,6 +93,19 @@ def test_values_out_of_range_are_refused_before_anything_is_added() -> None:
         total.add({**random_update(2), "b": torch.full((5,), 1e9)}, 1.0)
     assert all(torch.equal(before[name], total.totals[name]) for name in before)
     assert total.count == 1
+
+
+@settings(deadline=None)
+@given(declared=st.lists(st.integers(1, 50), min_size=1, max_size=6), size=st.sampled_from([1.0, 1e-3, 1e-6]))
+def test_a_billion_rows_that_never_count_cost_the_others_no_digits(declared: list[int], size: float) -> None:
+    updates = [random_update(i, size) for i in range(len(declared))]
+    total = ExactSum.zero(updates[0])
+    for update, rows in zip(updates, declared, strict=True):
+        total.add(update, rows / 1e9)
+    for name, mean in total.mean().items():
+        rows = torch.tensor(declared, dtype=torch.float64)
+        wanted = torch.einsum("k,k...->...", rows / rows.sum(), torch.stack([u[name].double() for u in updates]))
+        assert float((mean - wanted).abs().max()) <= 1e-6 * size
 
 
 def test_sum_never_overflows_silently() -> None:
