@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from statistics import median
 from typing import Any
 
 from common.config.run import RunConfig
@@ -24,6 +22,7 @@ from server.invitations import Invitations
 from server.late import Asked, Carried, damped
 from server.outcome import Outcome
 from server.site_level import SiteLevel
+from server.told_norms import ToldNorms
 from server.variates import ControlRound, Controls
 
 NO_REPLY = "no reply within federation.round_timeout_s"
@@ -73,7 +72,7 @@ class Round:
         self._given, self._skipped = adapter, ""
         self._adapter = fresh_factors(adapter, config.seed, number) if method_of(config).fresh else adapter
         self._collected = Collected(number, self._adapter, config, site_level, {} if moments is None else moments)
-        self._clip_norms: dict[str, float] = {}
+        self._told = ToldNorms(config.privacy)
         self._bad: set[str] = set()
         self._admission = admission
         multiple = config.aggregation.norm_bound_of_median
@@ -183,9 +182,11 @@ class Round:
         """Return what the round lacks to be aggregated; None if nothing.
 
         It needs ``federation.min_sites`` updates and what a robust rule needs. Under site-level privacy the number of
-        sites is left to chance, and only a round that lost all it had asked lacks any.
+        sites is left to chance, and only a round that lost all it had asked lacks any; sites that admission found out
+        count as never asked, so that a bad one that is drawn alone ends no run.
         """
-        least = self._config.federation.min_sites if self._site_level is None else min(1, len(self.cohort))
+        asked = self.cohort.keys() - self._bad
+        least = self._config.federation.min_sites if self._site_level is None else min(1, len(asked))
         if self.count < least:
             lost = dict.fromkeys(sorted(self.cohort.keys() - self.outcomes.keys()), NO_REPLY)
             lost |= {site: str(o.reason) for site, o in self.outcomes.items() if o.status != "admitted"}
@@ -230,6 +231,7 @@ class Round:
                     self._add(key, held.asked, held.update, held.weight)
                     continue
                 except AdmissionError as error:
+                    self._bad.add(held.asked.member.name)
                     reason = str(error)
             rejected.append((held.asked.member.name, self._reject(held.asked, reason)))
         return rejected
@@ -238,7 +240,7 @@ class Round:
         """Replace the outcome of an update that was admitted before."""
         site, number = asked.member.name, asked.request.round
         if number == self.number:
-            self._clip_norms.pop(site, None)
+            self._told.forget(site)
             self.outcomes[site] = replace(self.outcomes[site], status="rejected", reason=reason, weight=0.0)
             return self.outcomes[site]
         place = next(i for i, one in enumerate(self.carried) if (one.site, one.round) == (site, number))
@@ -258,7 +260,7 @@ class Round:
         """Return the adapter that the round started from; what was admitted does not count."""
         self.give_up()
         self._skipped = reason
-        self._clip_norms.clear()
+        self._told.forget_all()
 
         def dropped(outcome: Outcome) -> Outcome:
             return replace(outcome, status="dropped") if outcome.status == "admitted" else outcome
@@ -268,13 +270,8 @@ class Round:
         return self._given
 
     def clip_norm(self) -> float | None:
-        """Return the median of the clip norms that sites ended at, on a log scale; None where none told one.
-
-        No site can be checked on what it tells; fewer than half of them cannot move the median beyond the others'.
-        """
-        if not self._clip_norms:
-            return None
-        return math.exp(median(math.log(norm) for norm in self._clip_norms.values()))
+        """Return where adaptive clipping goes on; None where no site told where it ended."""
+        return self._told.next()
 
     def controls(self) -> Controls:
         """Return the control variates after the round; empty without them."""
@@ -327,7 +324,7 @@ class Round:
                 told = {"update_norm": l2_norm(update), "train_loss": reply.train_loss}
             outcome = Outcome("admitted", bytes_up=up, steps=reply.steps, weight=weight, **told, **charge)
             if reply.clip_norm is not None:
-                self._clip_norms[site] = reply.clip_norm
+                self._told.tell(asked, reply.clip_norm)
         self._aggregating += time.perf_counter() - began
         return outcome
 

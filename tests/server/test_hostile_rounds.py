@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -94,6 +95,19 @@ def test_update_that_is_merely_long_leaves_its_site_among_the_suspects(make_conf
     assert current.hidden == 2
 
 
+def test_site_found_out_only_when_updates_are_added_needs_no_others_to_outvote_it(
+    make_config: Callable[..., RunConfig],
+) -> None:
+    settings = {"robust": "krum", "robust_sites": 2, "norm_bound_of_median": 1e9}
+    config = make_config(aggregation=settings, adapter={"rank": 2, "alpha": 4})
+    current = make_round(config, SEVEN)
+    unusable = {name: torch.full_like(value, 9e4) for name, value in UPDATE.items()}
+    for site in SEVEN:
+        current.take(site, reply_to(current, site), encode(unusable if site == "a" else UPDATE, "fp32"))
+    assert [(site, outcome.status) for site, outcome in current.settle()] == [("a", "rejected")]
+    assert (current.hidden, current.lacking()) == (1, None)
+
+
 def test_layer_that_no_base_model_stands_is_found_though_each_value_is_small_enough() -> None:
     wide = {"x.lora_A.weight": torch.full((2, 64), 9000.0), "x.lora_B.weight": torch.full((64, 2), 9000.0)}
     assert "no base model stands" in str(beyond_use(wide))
@@ -118,6 +132,23 @@ def test_clip_norm_that_one_site_tells_moves_nobodys_beyond_the_others(
         reply = reply_to(current, site, train_loss=None, mechanism=mechanism, clip_norm=norm)
         assert current.take(site, reply, encode(UPDATE, "fp32")).status == "admitted"
     assert current.clip_norm() == pytest.approx(0.11 if told > 1 else 0.1)
+
+
+@pytest.mark.parametrize(("sent", "told"), [(0.1, 1e8), (0.1, 1e-8), (0.99e8, 1e8), (1.01e-8, 1e-8)])
+def test_clip_norm_of_a_site_alone_stays_within_what_its_steps_can_do(
+    make_config: Callable[..., RunConfig], sent: float, told: float
+) -> None:
+    private = {"unit": "example", "noise_multiplier": 1.0, "clipping": "adaptive", "clip_norm": 0.1, "clip_lr": 0.2}
+    config = make_config(privacy=private)
+    mechanism = MechanismReport(noise_multiplier=1.0, sample_rate=0.1, steps=5)
+    alone = {"a": Member(1, description("a", num_examples=None, mechanism=mechanism))}
+    current = Round(1, alone, ADAPTER, config, Admission.of(config), BASE, RUN, sent)
+    reply = reply_to(current, "a", train_loss=None, mechanism=mechanism, clip_norm=told)
+    assert current.take("a", reply, encode(UPDATE, "fp32")).status == "admitted"
+    after = current.clip_norm()
+    assert after is not None
+    assert math.exp(-1.0001) <= after / sent <= math.exp(1.0001)
+    Round(2, alone, ADAPTER, config, Admission.of(config), BASE, RUN, after).request("a")
 
 
 def test_site_whose_late_answer_counts_in_a_round_has_no_second_vote_in_it(

@@ -19,10 +19,14 @@ from common.privacy.claim import privacy_claim
 from common.privacy.planning import plan_mechanism, plan_site_level
 from common.randomness import KeyedRandomness, SystemRandomness
 from common.tensors import l2_norm
+from server.admission import Admission
+from server.cohort import Member
 from server.events import Observer
+from server.rounds import Round
 from server.site_level import SiteLevel, site_level_of
 from simulations.run import simulate
 from tests.mechanisms import mechanism_of
+from tests.server.test_rounds import ADAPTER, BASE, RUN, description
 
 SITE = {"unit": "site", "noise_multiplier": 1.0, "clip_norm": 0.05, "delta": 1e-2}
 NAMES = ["a", "b", "c", "d"]
@@ -138,6 +142,23 @@ def test_round_without_sites_steps_on_noise_alone(make_config: Callable[..., Run
     asked = [len(record["sites"]) for record in records if record["kind"] == "round"]
     assert len(asked) == 6
     assert 0 in asked
+
+
+@pytest.mark.parametrize(("header", "goes_on"), [(b"junk", True), (None, False)])
+def test_bad_site_that_is_drawn_alone_ends_no_run_and_an_outage_does(
+    make_config: Callable[..., RunConfig], header: bytes | None, goes_on: bool
+) -> None:
+    config = make_config(privacy=SITE, federation={"rounds": 6, "sites_per_round": 1, "min_sites": 1})
+    alone = {"one": Member(1, description("one"))}
+    private = site_level_of(config, 3, seeded=True)
+    current = Round(1, alone, ADAPTER, config, Admission.of(config), BASE, RUN, site_level=private)
+    if header is not None:
+        assert current.take("one", header, b"").status == "rejected"
+    if goes_on:
+        assert current.finish().keys() == ADAPTER.keys()
+    else:
+        with pytest.raises(RunError, match="0 usable updates"):
+            current.finish()
 
 
 def test_two_units_make_two_claims_that_are_not_added(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
