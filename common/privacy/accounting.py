@@ -24,7 +24,10 @@ little because ε is small then, but never less than the fine one."""
 
 _LARGEST_NOISE = 1e4
 _HOPELESS_EPSILON = 50.0
-"""Where RDP gives such an ε, its bound is used: PRV takes minutes and gigabytes to say about the same."""
+_MOST_STEPS = 100_000
+"""Where RDP gives such an ε, or for so many steps, its bound is used in PRV's place. There PRV takes minutes and
+gigabytes, to say about the same of a large ε; for many steps a site could stall the coordinator by what it plans, or a
+run its sites."""
 
 
 @dataclass(frozen=True, order=True)
@@ -48,6 +51,8 @@ def merge(segments: Iterable[Segment]) -> tuple[Segment, ...]:
 def epsilon_spent(segments: Iterable[Segment], delta: float, accountant: str = "prv") -> float:
     """Return ε of the composition at ``delta``; an upper bound. 0 for no steps.
 
+    PRV's bound is RDP's where PRV has none, and beyond 100,000 steps or an ε of 50.
+
     Args:
         segments: what was done, in any order.
         delta: δ in (0, 1).
@@ -65,8 +70,10 @@ def _epsilon(segments: tuple[Segment, ...], delta: float, accountant: str) -> fl
         return 0.0
     if any(segment.noise_multiplier <= 0 or not 0 < segment.sample_rate <= 1 for segment in segments):
         raise PrivacyError("a step without noise or with a sample rate outside (0, 1] has no finite ε; expected both.")
-    if accountant == "prv" and (loose := _rdp_epsilon(segments, delta)) > _HOPELESS_EPSILON:
-        return loose
+    if accountant == "prv":
+        loose = _rdp_epsilon(segments, delta)
+        if loose > _HOPELESS_EPSILON or (loose > 0 and sum(one.steps for one in segments) > _MOST_STEPS):
+            return loose
     engine = _create_accountant()(mechanism=accountant)
     engine.history = [(s.noise_multiplier, s.sample_rate, s.steps) for s in segments]
     try:

@@ -59,6 +59,17 @@ def test_epsilon_beyond_use_is_that_of_rdp_and_grows_with_steps() -> None:
     assert found["prv"] == sorted(found["prv"])
 
 
+@pytest.mark.parametrize("sample_rate", [1e-9, 1e-6, 1e-4])
+def test_epsilon_of_more_steps_than_prv_is_asked_for_is_that_of_rdp(sample_rate: float) -> None:
+    few, many = 100, 20_000_000
+    found = {
+        accountant: [epsilon_spent([Segment(1.0, sample_rate, steps)], 1e-5, accountant) for steps in (few, many)]
+        for accountant in ("prv", "rdp")
+    }
+    assert found["prv"][0] < found["rdp"][0]
+    assert found["prv"][1] == found["rdp"][1]
+
+
 def test_small_epsilon_is_planned_where_rdp_has_no_answer() -> None:
     noise = calibrate_noise(0.05, 1e-5, 0.05, 20)
     assert epsilon_spent([Segment(noise, 0.05, 20)], 1e-5) <= 0.05
