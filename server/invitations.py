@@ -70,7 +70,7 @@ class Invitations:
         return Asked(member, request, self._manifests[rank], down)
 
     def parts(self, asked: Asked) -> tuple[bytes, bytes]:
-        """Return header and payload of a request: no more than the site's rank can hold."""
+        """Return header and payload of a request: factors at the site's rank, and a correction whole."""
         return header_bytes(asked.request), self._payloads[asked.member.rank(self._config)]
 
     def _packed(self, rank: int) -> bytes:

@@ -10,6 +10,8 @@ from common.methods import METHODS, method_of
 if TYPE_CHECKING:
     from common.config.run import RunConfig
 
+LARGE_SERVER_LR = 0.1
+"""Of an adaptive server optimizer: what each entry of the adapter moves by in a round, about."""
 _OF_UPDATES = ("norm_clip", "median", "trimmed_mean")
 """Robust rules that make an aggregate of updates; the others weigh whole sites."""
 
@@ -122,10 +124,22 @@ def method_warnings(config: RunConfig) -> tuple[str, ...]:
     method, kind = method_of(config), config.adapter.kind
     found = []
     both = all(method.trains(f"layer{end}", 1) for end in (A, B))
-    if config.privacy.is_local and kind == "lora" and both:
+    if config.privacy.unit != "none" and kind == "lora" and both:
         found.append(
             f"aggregation.method {config.aggregation.method!r} trains A and B under differential privacy: the noise of "
             "both enters their product, and is amplified. ffa_lora and fedsvd train B alone and learn more under noise."
+        )
+    settings = config.aggregation
+    if settings.weights != "uniform" and settings.robust in ("median", "trimmed_mean", "krum"):
+        found.append(
+            f"aggregation.weights {settings.weights!r} has no effect with robust {settings.robust!r}, which counts "
+            "every site alike."
+        )
+    if settings.server_optimizer in ("fedadam", "fedyogi", "fedadagrad") and settings.server_lr > LARGE_SERVER_LR:
+        found.append(
+            f"aggregation.server_lr {settings.server_lr:g} under {settings.server_optimizer!r} is about what every "
+            f"entry moves by in a round, and entries of factors are some 0.01; above {LARGE_SERVER_LR:g} a run is "
+            "likely to diverge. Begin with 0.01."
         )
     if config.aggregation.method == "rolora" and config.federation.rounds == 1:
         found.append(

@@ -69,4 +69,9 @@ def round_warnings(config: RunConfig, members: int | None = None) -> tuple[str, 
             f"{federation.max_staleness}, and much of their work counts nowhere. Raise buffer_size or max_staleness, "
             "or lower sites_per_round."
         )
+    if federation.buffer_size is not None and working and federation.buffer_size > working:
+        found.append(
+            f"federation.buffer_size {federation.buffer_size} with {working} sites at work: a site counts once in a "
+            f"round, which ends with {working} updates. Lower buffer_size."
+        )
     return tuple(found)

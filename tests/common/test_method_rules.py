@@ -109,6 +109,8 @@ def test_training_both_factors_under_noise_is_allowed_with_a_warning(method: str
     warnings = method_warnings(config_of(method, privacy={"unit": "example"}))
     both = TABLE[method][0] == "ABh"
     assert len(warnings) == both
+    if METHODS[method].linear:
+        assert method_warnings(config_of(method, privacy={"unit": "site", "delta": 1e-3})) == warnings
     assert all("ffa_lora and fedsvd" in warning for warning in warnings)
 
 
@@ -148,6 +150,11 @@ def test_settings_without_effect_are_told() -> None:
     found = config_warnings(config_of("fedit", **{"aggregation": unused}))
     assert [sentence.split()[0].partition(".")[2] for sentence in found] == list(unused)
     used = {**unused, "server_optimizer": "fedadam"}
+    (wild,) = config_warnings(config_of("fedit", **{"aggregation": {"server_optimizer": "fedyogi"}}))
+    assert "Begin with 0.01" in wild
+    for rule in ("median", "krum"):
+        (ignored,) = config_warnings(config_of("fedit", **{"aggregation": {"robust": rule, "weights": "examples"}}))
+        assert "counts every site alike" in ignored
     assert len(config_warnings(config_of("fedit", **{"aggregation": used}))) == 1
     momentum = {"server_optimizer": "fedavgm", "server_beta1": 0.5, "server_beta2": 0.5, "server_tau": 1.0}
     assert len(config_warnings(config_of("fedit", **{"aggregation": momentum}))) == 2

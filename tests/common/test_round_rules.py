@@ -90,6 +90,13 @@ def test_rounds_that_cannot_close_are_refused(federation: dict[str, Any], reason
         config_of("fedit", federation=federation)
 
 
+def test_buffer_that_the_sites_there_are_cannot_fill_is_told() -> None:
+    config = config_of("fedit", federation={"mode": "async", "buffer_size": 9})
+    assert round_warnings(config) == round_warnings(config, 9) == ()
+    (warning,) = round_warnings(config, 4)
+    assert "ends with 4 updates" in warning
+
+
 def test_over_selection_under_privacy_at_the_sites_is_allowed_with_a_warning() -> None:
     over = {"over_select": 1.3, "sites_per_round": 4}
     assert round_warnings(config_of("ffa_lora", federation=over)) == ()

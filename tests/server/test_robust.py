@@ -23,7 +23,7 @@ from common.errors import ConfigError, RunError
 from common.factors import A, B, factors_of, layers_of, with_rank
 from common.methods import METHODS
 from common.tensors import Tensors, manifest_of
-from server.aggregation import robust
+from server.aggregation import products, robust
 from server.aggregation.robust import change_products, coefficients, combine, expect_enough_sites, krum_scores
 from server.collected import Collected
 from simulations.engines.settings import EngineSettings
@@ -65,6 +65,14 @@ def test_inner_products_of_sites_with_ranks_of_their_own_are_those_of_the_dense_
     current = random_round(method, 9, 7, [2, 4, 1, 4, 3], 3)
     dense = changes(current)
     torch.testing.assert_close(change_products(current.adapter, list(current.updates.values()), SCALE), dense @ dense.T)
+
+
+def test_inner_products_are_the_same_in_blocks_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    current = random_round("flexlora", 9, 7, [2, 4, 1, 4, 3], 3)
+    whole = change_products(current.adapter, list(current.updates.values()), SCALE)
+    for size in (1, 3, 7):
+        monkeypatch.setattr(products, "_BLOCK", size)
+        torch.testing.assert_close(change_products(current.adapter, list(current.updates.values()), SCALE), whole)
 
 
 @pytest.mark.parametrize("rule", RULES)
