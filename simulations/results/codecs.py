@@ -23,6 +23,7 @@ import yaml
 from common.codecs.codec import encode
 from common.codecs.packing import Packing
 from common.config.communication import CommunicationConfig
+from common.console import one_line_errors
 from common.errors import ConfigError
 from common.factor_names import A, B
 from simulations.commands.options import set_up
@@ -142,10 +143,11 @@ def main(
 ) -> None:
     """Run what is missing and write the tables."""
     set_up(debug=False, threads=threads)
-    planned = plan_runs(RUNS, [(each.label, each.config) for each in variants()], range(seeds))
-    if run:
-        run_missing(planned, watching=timed, keep=True)
-    write_tables(PAGE, {"codecs": table(planned), "sizes": sizes_table()}, COMMAND)
+    with one_line_errors(debug=False):
+        planned = plan_runs(RUNS, [(each.label, each.config) for each in variants()], range(seeds))
+        if run:
+            run_missing(planned, watching=timed, keep=True)
+        write_tables(PAGE, {"codecs": table(planned), "sizes": sizes_table()}, COMMAND)
 
 
 if __name__ == "__main__":

@@ -108,10 +108,21 @@ def test_tables_show_means_targets_bytes_and_pairs() -> None:
     assert sum(map(is_personal, METHODS)) == 1
 
 
-def test_the_page_has_the_markers(tmp_path: Path) -> None:
-    copy = Path(shutil.copy(PAGE, tmp_path))
-    write_tables(copy, tables(findings()), COMMAND)
+def test_page_has_the_markers_and_keeps_tables_of_more_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, written = Path(shutil.copy(PAGE, tmp_path)), tables(findings())
+    before = copy.read_text(encoding="utf-8")
+    write_tables(copy, written, COMMAND)
+    assert copy.read_text(encoding="utf-8") == before
+    assert capsys.readouterr().err.count("is left as it is") == 1
+    for name in written:
+        begin, end = f"<!-- {name}: written by {COMMAND} -->", f"<!-- end of {name} -->"
+        head, _, rest = copy.read_text(encoding="utf-8").partition(begin)
+        copy.write_text(f"{head}{begin}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+    write_tables(copy, written, COMMAND)
     assert "| `rolora` - `fedit`, no DP | +15.0" in copy.read_text(encoding="utf-8")
+    assert capsys.readouterr().err == ""
     with pytest.raises(ConfigError, match="lacks the markers of table 'other'"):
         write_tables(copy, {"other": ""}, COMMAND)
 

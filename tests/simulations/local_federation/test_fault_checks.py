@@ -162,8 +162,10 @@ def test_lines_are_added_and_counted_by_kind(tmp_path: Path) -> None:
 
 def test_page_has_the_markers_of_the_table(tmp_path: Path) -> None:
     page = tmp_path / "faults.md"
-    page.write_text(PAGE.read_text())
     command = "python -m simulations.local_federation.faults --write-docs"
+    head, _, rest = PAGE.read_text().partition(f"<!-- faults: written by {command} -->")
+    end = "<!-- end of faults -->"
+    page.write_text(f"{head}<!-- faults: written by {command} -->\n{end}{rest.partition(end)[2]}")
     write_tables(page, {"faults": table([SOUND.line()]), "count": "1 faults"}, command)
     assert "| gateway | 1 |" in page.read_text()
     with pytest.raises(ConfigError, match="markers"):
