@@ -213,8 +213,11 @@ def expect_rule_holds(config: RunConfig, members: int) -> None:
     """
     settings = config.aggregation
     if settings.robust != "none":
-        counted = min(number_closing(config) or config.federation.sites_per_round or members, members)
-        expect_enough_sites(settings.robust, settings.robust_sites, counted, "a round")
+        federation = config.federation
+        counted = min(number_closing(config) or federation.sites_per_round or members, members)
+        closing = federation.mode == "async" and counted == federation.buffer_size
+        where = "a round that closes at federation.buffer_size" if closing else "a round"
+        expect_enough_sites(settings.robust, settings.robust_sites, counted, where)
 
 
 def number_closing(config: RunConfig) -> int | None:

@@ -15,7 +15,7 @@ from common.tensors import Tensors, add
 from server.aggregation.catalog import aggregator_of
 from server.aggregation.optimizers import optimized
 from server.aggregation.products import RoundProducts, measure
-from server.aggregation.robust import coefficients, combine, held_against
+from server.aggregation.robust import RULES, coefficients, combine, held_against
 from server.bounds import beyond_use
 from server.site_level import SiteLevel
 
@@ -34,6 +34,7 @@ class Collected:
         sent: names of what sites send in this round, sorted.
         moments: of the server optimizer.
         products: what the aggregation did, once it is done; None where that must not be told.
+        shares: what a robust rule counted each update, once it is done; None for a rule that does so by entry.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Collected:
         self.moments = moments
         self.sent = sorted(sent_names(config, filterfalse(is_fixed, adapter), number))
         self.products: RoundProducts | None = None
+        self.shares: dict[str, float] | None = None
         self._number, self._adapter, self._config, self._site_level = number, adapter, config, site_level
         self._method, self._aggregator = method_of(config), aggregator_of(config.aggregation)
         self._state = self._aggregator.init({name: adapter[name] for name in self.sent})
@@ -72,7 +74,7 @@ class Collected:
         private = update if self._site_level is None else self._site_level.clip(update)
         local = add(with_rank(self._adapter, rank), update)
         if self._site_level is None and (found := beyond_use(local, factors_of)) is not None:
-            raise AdmissionError("range", f"the site's own adapter has {found}")
+            raise AdmissionError("range", f"the site's own adapter has {found}; it is broken, or training.lr too high")
         added = private if self._method.linear else {name: local[name] for name in self.sent}
         self._state = self._aggregator.update(self._state, key, added, weight)
         self._weights[key] = weight
@@ -99,14 +101,15 @@ class Collected:
     def _aggregated(self, hidden: int) -> Tensors:
         count, settings = self.count, self._config.aggregation
         bad = held_against(settings.robust, hidden, settings.robust_sites, count)
-        scale = self._config.adapter.alpha / self._config.adapter.rank
-        held = (bad, self._adapter, self._updates, self._weights, scale)
+        if settings.robust in RULES:
+            scale = self._config.adapter.alpha / self._config.adapter.rank
+            self.shares = coefficients(settings.robust, bad, self._adapter, self._updates, self._weights, scale)
         if not self._method.linear:
-            if settings.robust != "none":
-                self._state = self._state.weighed(coefficients(settings.robust, *held))
+            if self.shares is not None:
+                self._state = self._state.weighed(self.shares)
             return self._aggregator.finish(self._state, self._adapter) if count else self._adapter
         if settings.robust != "none":
-            mean = combine(settings.robust, *held)
+            mean = combine(settings.robust, bad, self._updates, self.shares)
         elif count:
             mean = self._state.mean()
         else:

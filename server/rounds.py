@@ -25,7 +25,7 @@ from server.site_level import SiteLevel
 from server.told_norms import ToldNorms
 from server.variates import ControlRound, Controls
 
-NO_REPLY = "no reply within federation.round_timeout_s"
+NO_REPLY = "no reply within federation.round_timeout_s, or the extension"
 
 _NOT_BAD = ("refused", CHANGED, "mechanism", "norm")
 """Why an update may be rejected though its site is honest: it may refuse, have other rows by now, or be far off."""
@@ -252,8 +252,9 @@ class Round:
         """Return why no site could go on from an adapter that the round made; None if each could."""
         found = beyond_use(adapter)
         return found and (
-            f"round {self.number} made an adapter with {found}: somebody sent hostile or broken ones. Choose a robust "
-            "rule (aggregation.robust) or a bound on norms."
+            f"round {self.number} made an adapter with {found}: somebody sent hostile or broken ones, or a rate is too "
+            "high. Choose a robust rule (aggregation.robust) or a bound on norms, or lower training.lr or "
+            "aggregation.server_lr."
         )
 
     def skip(self, reason: str) -> Tensors:
@@ -280,12 +281,14 @@ class Round:
     def record(self) -> dict[str, Any]:
         """Return the round as plain values for ``metrics.jsonl``; seconds of training are those waiting for sites."""
         total, products = time.perf_counter() - self._started, self._collected.products
+        shares = self._collected.shares
         carries = self._config.federation.carries
         return {
             "kind": "round",
             "round": self.number,
             "sites": {site: asdict(self.outcomes[site]) for site in sorted(self.outcomes)},
-            "products": asdict(products) if products else None,
+            "products": asdict(products) if products and not self._skipped else None,
+            **({"robust_shares": shares} if shares is not None else {}),
             **({"carried": [one.as_dict() for one in self.carried]} if carries or self.carried else {}),
             **({"skipped": self._skipped} if self._skipped else {}),
             "seconds": {

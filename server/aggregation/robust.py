@@ -64,7 +64,7 @@ def expect_enough_sites(rule: str, bad: int, sites: int, where: str) -> None:
     if sites < least:
         raise RunError(
             f"{where} has {sites} sites but aggregation.robust {rule!r} against {bad} bad ones needs {least}; expected "
-            "at least as many. Ask more sites, or lower aggregation.robust_sites."
+            "at least as many. Count more in a round, or lower aggregation.robust_sites."
         )
 
 
@@ -88,28 +88,25 @@ def _undecided(rule: str) -> int:
     return 3 if "krum" in rule else 1
 
 
-def combine(
-    rule: str, bad: int, adapter: Tensors, updates: Mapping[str, Tensors], weights: Mapping[str, float], scale: float
-) -> Tensors:
+def combine(rule: str, bad: int, updates: Mapping[str, Tensors], shares: Mapping[str, float] | None = None) -> Tensors:
     """Return the robust mean update, for a linear method.
 
     Args:
         rule: a key of :data:`RULES` or :data:`BY_ENTRY`.
         bad: f, the number of bad sites it must hold against.
-        adapter: whole adapter of the round.
         updates: of each site, for what it sent.
-        weights: declared, of each site.
-        scale: α/r.
+        shares: what :func:`coefficients` gives each site; None for a rule by entry, which has none.
 
     Raises:
         RunError: if the round has too few sites for f.
     """
-    ordered = [updates[site] for site in sorted(updates)]
-    if rule in BY_ENTRY:
+    sites = sorted(updates)
+    ordered = [updates[site] for site in sites]
+    if shares is None:
         expect_enough_sites(rule, bad, len(ordered), "the round")
         return {name: BY_ENTRY[rule](_stack(ordered, name), bad).float() for name in ordered[0]}
-    shares = torch.tensor([*coefficients(rule, bad, adapter, updates, weights, scale).values()], dtype=torch.float64)
-    return {name: torch.einsum("k,k...->...", shares, _stack(ordered, name)).float() for name in ordered[0]}
+    counted = torch.tensor([shares[site] for site in sites], dtype=torch.float64)
+    return {name: torch.einsum("k,k...->...", counted, _stack(ordered, name)).float() for name in ordered[0]}
 
 
 def coefficients(

@@ -52,6 +52,24 @@ def test_site_that_is_merely_broken_does_not_switch_the_rule_off_for_a_hostile_o
             assert 0.49 < float((after[name] - value).mean()) < 0.54, rule
 
 
+@pytest.mark.parametrize("rule", ["krum", "multi_krum", "norm_clip", "median"])
+def test_record_tells_what_a_rule_counted_each_site(make_config: Callable[..., RunConfig], rule: str) -> None:
+    current = make_round(make_config(aggregation={"robust": rule, "robust_sites": 1}), SEVEN)
+    for place, site in enumerate(SEVEN):
+        size = 50.0 if site == "b" else 1 + 0.01 * place
+        sent = {name: size * value for name, value in UPDATE.items()}
+        current.take(site, reply_to(current, site), encode(sent, "fp32"))
+    assert "robust_shares" not in current.record()
+    current.finish()
+    if rule == "median":
+        assert "robust_shares" not in current.record()
+        return
+    shares = current.record()["robust_shares"]
+    assert sorted(shares) == sorted(SEVEN)
+    assert shares["b"] < (0.01 if rule == "norm_clip" else 1e-9)
+    assert sum(shares.values()) == pytest.approx(1.0, abs=0.15)
+
+
 @pytest.mark.parametrize("method", ["fedit", "ffa_lora", "flora", "flexlora", "fedsvd"])
 def test_values_that_no_site_could_go_on_from_are_the_fault_of_their_own_site_alone(
     make_config: Callable[..., RunConfig], method: str

@@ -50,7 +50,9 @@ def changes(current: FactorRound) -> Tensor:
 
 
 def combined(rule: str, bad: int, current: FactorRound) -> Tensors:
-    return combine(rule, bad, current.adapter, current.updates, current.weights, SCALE)
+    counts = rule in robust.RULES
+    held = (current.adapter, current.updates, current.weights, SCALE)
+    return combine(rule, bad, current.updates, coefficients(rule, bad, *held) if counts else None)
 
 
 @pytest.mark.parametrize("method", LINEAR)
