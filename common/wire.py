@@ -24,6 +24,8 @@ from common.errors import WireError
 
 PROTOCOL = 1
 MAX_HEADER_BYTES = 65536
+LARGEST_LOSS = 1e6
+"""Largest training loss that travels, in nats."""
 
 Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -115,7 +117,7 @@ class TrainReply(Section):
     nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     base_fingerprint: Fingerprint
     steps: Annotated[int, Field(ge=0, le=10**7)]
-    train_loss: Annotated[float, Field(ge=-1e6, le=1e6)] | None
+    train_loss: Annotated[float, Field(ge=-LARGEST_LOSS, le=LARGEST_LOSS)] | None
     mechanism: MechanismReport | None
     clip_norm: ClipNorm | None = None
 

@@ -15,9 +15,7 @@ from torch import Tensor
 from common.config.privacy import LARGEST_CLIP_NORM, SMALLEST_CLIP_NORM
 from common.privacy.planning import Mechanism
 from common.randomness import CryptoStream
-
-LARGEST_LOSS = 1e6
-"""Largest released loss, in nats; noise beyond it is cut, so that no answer falls out of the wire's range."""
+from common.wire import LARGEST_LOSS
 
 
 def layer_groups(names: Sequence[str]) -> list[list[int]]:
@@ -132,7 +130,7 @@ class ReleasedLoss:
             self._steps += 1
 
     def value(self) -> float | None:
-        """Return the released mean over the steps so far, in nats; None where it is withheld."""
+        """Return the released mean over the steps so far, in nats, cut to what the wire takes; None where withheld."""
         if self.withheld:
             return None
         mean = self._sum / (max(1, self._steps) * self._mechanism.expected_batch_size)

@@ -28,6 +28,7 @@ from common.models.adapter import AdaptedModel
 from common.privacy.planning import Mechanism, plain_steps
 from common.randomness import torch_generator
 from common.tensors import Tensors, subtract
+from common.wire import LARGEST_LOSS
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,8 @@ class SiteRound:
             received: the adapter it started from.
 
         Raises:
-            RunError: if the loss is no number; under DP that would tell of rows, and it is withheld or noisy.
+            RunError: if the loss is no number, or beyond any training; under DP that would tell of rows, and it is
+                withheld or noisy.
         """
         trained = {name: parameter.detach().cpu().clone() for name, parameter in self._parameters.items()}
         update = subtract(trained, received)
@@ -140,8 +142,11 @@ class SiteRound:
             moved = self._clip.value if self._clip.adaptive else None
             return LocalResult(update, self._steps, self._released.value(), moved)
         mean = self._loss_sum / max(1, self._rows_seen)
-        if not math.isfinite(mean):
-            raise RunError(f"training diverged: the loss of a round is {mean}; expected a number. Lower training.lr.")
+        if not math.isfinite(mean) or abs(mean) > LARGEST_LOSS:
+            raise RunError(
+                f"training diverged: the loss of a round is {mean:.3g}; expected a number below {LARGEST_LOSS:g}. "
+                "Lower training.lr."
+            )
         return LocalResult(update, self._steps, mean)
 
 
