@@ -42,8 +42,11 @@ def _plan(config: RunConfig, site: Path | None, rows: int) -> dict[str, Any]:
         return plan_run(config, rows)
     from client.site import read_site_rows
     from client.site_config import load_site_config
+    from common.methods import expect_rank
 
-    read = read_site_rows(config, load_site_config(site))
+    own = load_site_config(site)
+    expect_rank(config, own.max_rank, own.name)
+    read = read_site_rows(config, own)
     read.ledger.expect_delta()
     spent = read.ledger.ledger.charges(read.ledger.dataset)
     return plan_run(config, read.num_units(config.privacy.unit), spent, read.ledger.budget)

@@ -24,6 +24,11 @@ from common.tasks.catalog import TASKS
 from common.tensors import Tensors
 
 POOLED = "all rows in one place"
+_ONE_PLACE = {
+    "sites_per_round": None, "min_sites": 1, "over_select": 1.0, "mode": "sync", "buffer_size": None, "late": "drop",
+    "below_min": "stop",
+}  # fmt: skip
+"""What is left of rounds where there is one site."""
 """Name of the one site that has all rows; it keys its randomness."""
 
 
@@ -88,11 +93,11 @@ def pooled_config(config: RunConfig, data: FederatedData) -> RunConfig:
     if not config.privacy.is_local:
         rows_seen = asked * sum(_rows_seen(config, len(rows)) for rows in data.train.values())
         training["batch_size"] = max(1, round(rows_seen / steps))
-        return changed_config(config, training=training, federation={"sites_per_round": None, "min_sites": 1})
+        return changed_config(config, training=training, federation=_ONE_PLACE)
     seen = asked * sum(steps * m.expected_batch_size for steps, m in plans.values() if m is not None)
     units = sum(m.expected_batch_size / m.sample_rate for _, m in plans.values() if m is not None)
     return changed_config(
-        config, training=training, federation={"sites_per_round": None, "min_sites": 1},
+        config, training=training, federation=_ONE_PLACE,
         privacy={"sample_rate": min(1.0, seen / (steps * units))},
     )  # fmt: skip
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import client.site
+from common.config.federation import AggregationConfig
 from common.config.run import RunConfig
 from common.data.federated import load_federated_data
 from common.errors import ConfigError
@@ -96,7 +97,8 @@ def baseline_configs(config: RunConfig) -> dict[str, RunConfig]:
     if config.data.task == "classification" and config.adapter.kind != "head_only":
         configs[HEAD_ONLY] = changed_config(
             config, adapter={"kind": "head_only", "target_modules": "auto", "dropout": 0.0},
-            aggregation={"method": "fedit"}, federation={"virtual_ranks": ()},
+            aggregation={"method": "fedit", "residual_penalty": AggregationConfig().residual_penalty},
+            federation={"virtual_ranks": ()},
         )  # fmt: skip
     return configs
 

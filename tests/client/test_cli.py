@@ -102,6 +102,13 @@ def test_plan_is_shown_as_tables_with_advice(site: Path) -> None:
     assert "ledger" not in shown
 
 
+def test_plan_of_a_run_that_the_site_cannot_hold_is_refused(site: Path) -> None:
+    write_site(site, max_rank=1)
+    status, _, error = call("plan", site / "run.yaml", "--site", site / "site.yaml")
+    assert status == 2
+    assert "holds factors up to rank 1 but the run has 2" in error
+
+
 def test_plan_with_a_delta_of_one_record_in_all_is_refused(site: Path) -> None:
     write_site(site, budget={"epsilon": 12.0, "delta": 1 / 24})
     status, _, error = call("plan", site / "run.yaml", "--site", site / "site.yaml")

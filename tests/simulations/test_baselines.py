@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import simulations.cli
 from client.training.site_round import local_batches
 from common.config.load import dump_run_config, parse_run_config
 from common.config.run import RunConfig
+from common.config.warnings import config_warnings
 from common.data.federated import load_federated_data
 from common.errors import ConfigError
 from common.evaluation import Evaluator
@@ -104,6 +106,26 @@ def test_pool_sees_every_row_as_often(
         own = plain_steps(config, len(site.rows))
         apart += sum(len(rows) for rows in local_batches(site, config, 1, own, None))
     assert seen == apart
+
+
+@pytest.mark.parametrize(
+    "federation",
+    [
+        {"sites_per_round": 2, "over_select": 1.5},
+        {"mode": "async", "buffer_size": 2},
+        {"late": "carry", "below_min": "extend"},
+    ],
+)
+def test_baselines_go_with_any_way_of_running_rounds(
+    make_config: Callable[..., RunConfig], federation: dict[str, Any]
+) -> None:
+    config = make_config(federation=federation)
+    assert config_warnings(pooled_config(config, load_federated_data(config.data, config.seed))) == ()
+
+
+def test_head_alone_has_no_settings_of_a_method(make_config: Callable[..., RunConfig]) -> None:
+    config = make_config(aggregation={"method": "lora_fair", "residual_penalty": 0.5})
+    assert config_warnings(baseline_configs(config)["head_only"]) == ()
 
 
 def test_private_pool_sees_every_row_as_often_and_keeps_epsilon(make_config: Callable[..., RunConfig]) -> None:
