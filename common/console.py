@@ -16,6 +16,9 @@ from common.errors import ConfigError, DataError, FedtuneError, ModelError
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
+KEPT = "What was checkpointed is kept: make room, then go on with --resume."
+"""What a run that can be resumed says where it cannot write."""
+
 
 def error_console() -> Console:
     """Return a console on standard error."""
@@ -23,11 +26,15 @@ def error_console() -> Console:
 
 
 @contextmanager
-def one_line_errors(debug: bool) -> Iterator[None]:
+def one_line_errors(debug: bool, kept: str = "") -> Iterator[None]:
     """Turn a :class:`FedtuneError` into one line on standard error and an exit status that is not zero.
 
     2 for bad input (config, data, model), 1 for a run that failed. With ``debug`` the traceback is shown. Ctrl-C ends
     with a line too, and status 130.
+
+    Args:
+        debug: whether to show tracebacks.
+        kept: what is said of a place that cannot be written: what is not lost, and how to go on.
     """
     try:
         yield
@@ -44,11 +51,8 @@ def one_line_errors(debug: bool) -> Iterator[None]:
         if debug:
             raise
         place = f" {error.filename}" if error.filename else ""
-        error_console().print(
-            f"error:{place}: {error.strerror or type(error).__name__}; expected a place that can be written. What was "
-            "checkpointed is kept: make room, then go on with --resume.",
-            markup=False,
-        )
+        rule = f"expected a place that can be written. {kept}".rstrip()
+        error_console().print(f"error:{place}: {error.strerror or type(error).__name__}; {rule}", markup=False)
         raise typer.Exit(1) from None
 
 

@@ -14,7 +14,7 @@ from common.config.run import RunConfig
 from common.config.warnings import config_warnings
 from common.data.tokens import FederatedTokens, load_federated_tokens
 from common.errors import ConfigError, PrivacyError
-from common.methods import received_names, sent_names, trained_names
+from common.methods import method_of, received_names, sent_names, trained_names
 from common.models.adapter import AdaptedModel, initial_adapter
 from common.models.resident import resident_model
 from common.privacy.advice import advise
@@ -49,6 +49,7 @@ def check_run(config: RunConfig, device: str = "auto") -> dict[str, Any]:
         "trained_parameters": sum(start[name].numel() for name in names),
         "base_parameters": sum(p.numel() for p in model.module.parameters()) - sum(t.numel() for t in start.values()),
         "bytes_per_site_and_round": {"up": up, "down": down},
+        "correction_travels": method_of(config).corrects,
         "test_rows": sum(len(rows) for rows in data.test.values()),
         "test_rows_also_in_train": data.shared_with_test,
         "privacy_claim": privacy_claim(config, repeatable_noise=True),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +17,8 @@ from rich.table import Table
 
 from common.config.load import load_run_config
 from common.config.run import RunConfig
-from common.console import INTERRUPTED, error_console, new_app, one_line_errors
+from common.console import INTERRUPTED, KEPT, error_console, new_app, one_line_errors
+from common.errors import ConfigError
 from simulations.commands.baselines import baselines
 from simulations.commands.compare import compare
 from simulations.commands.options import (
@@ -62,7 +65,7 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Run a federation and leave adapter, metrics and summary in the run folder."""
-    with one_line_errors(debug):
+    with one_line_errors(debug, KEPT):
         set_up(debug, threads)
         from simulations.engines.settings import EngineSettings, asked_cohort
         from simulations.run import new_run_folder, newest_run_folder
@@ -74,11 +77,19 @@ def run(
             folder = newest_run_folder(settings, runs) if resume else new_run_folder(settings, runs)
         else:
             folder = out
-        _run(settings, folder, config, engine=chosen, resume=resume, device=device, quiet=quiet)
+        _run(settings, folder, config, overrides or (), engine=chosen, resume=resume, device=device, quiet=quiet)
 
 
 def _run(
-    settings: RunConfig, folder: Path, config: Path, *, engine: EngineSettings, resume: bool, device: str, quiet: bool
+    settings: RunConfig,
+    folder: Path,
+    config: Path,
+    overrides: Sequence[str],
+    *,
+    engine: EngineSettings,
+    resume: bool,
+    device: str,
+    quiet: bool,
 ) -> None:
     from simulations.progress import LiveProgress, closing_tables
     from simulations.run import simulate
@@ -101,8 +112,9 @@ def _run(
     if find_spec("matplotlib"):
         _draw_partition(settings, picture)
     files = f"Run folder: {folder}/ (adapter/, metrics.jsonl, summary.json{drawn})"
-    for line in (files, _next_command(settings, config)):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for line in (files, _next_command(settings, config, overrides)):
+        if line:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     if quiet:
         sys.stdout.write(f"{folder}\n")
 
@@ -117,15 +129,26 @@ def _draw_partition(settings: RunConfig, path: Path) -> None:
     draw_partition(path, settings, data)
 
 
-def _next_command(settings: RunConfig, config: Path) -> str:
-    """Return the line that names the next useful command: the same run under a stricter, or a first, budget."""
-    target = settings.privacy.target_epsilon
+def _next_command(settings: RunConfig, config: Path, overrides: Sequence[str]) -> str:
+    """Return the line that names the next useful command: the same run under a stricter, or a first, budget.
+
+    It is empty where the run has settings that do not go with that.
+    """
+    target, change = settings.privacy.target_epsilon, []
     if settings.privacy.unit == "none":
-        change = '--set "privacy={unit: example, epsilon: 8}" --set aggregation.weights=uniform'
-        return f"Next, what privacy costs:  fedtune-sim run {config} {change}"
-    if target is None:
-        return f"Next, what the noise means:  fedtune-sim check {config}"
-    return f"Next, what a stricter budget costs:  fedtune-sim run {config} --set privacy.epsilon={target / 4:g}"
+        title, command = "what privacy costs", "run"
+        change = ["privacy={unit: example, epsilon: 8}", "aggregation.weights=uniform"]
+    elif target is None:
+        title, command = "what the noise means", "check"
+    else:
+        title, command, change = "what a stricter budget costs", "run", [f"privacy.epsilon={target / 4:g}"]
+    settable = [*overrides, *change]
+    try:
+        load_run_config(config, settable)
+    except ConfigError:
+        return ""
+    words = ["fedtune-sim", command, str(config), *(word for one in settable for word in ("--set", one))]
+    return f"Next, {title}:  {shlex.join(words)}"
 
 
 @app.command()
@@ -230,9 +253,10 @@ def _print_plan(plan: dict[str, Any]) -> None:
         table.caption = f"and {len(plan['sites']) - MOST_SITES_SHOWN:,} more sites; --json lists all"
     console.print(table)
     size = plan["bytes_per_site_and_round"]
+    grows = "; from round 2 on a correction to the base too, which grows" if plan["correction_travels"] else ""
     for line in (
         f"{plan['trained_parameters']:,} trained parameters on {plan['base_parameters']:,} frozen, on {plan['device']}",
-        f"{size['up']:,} bytes up and {size['down']:,} bytes down for a site and round",
+        f"{size['up']:,} bytes up and {size['down']:,} bytes down for a site and round{grows}",
         f"{plan['test_rows']:,} test rows, {plan['test_rows_also_in_train']:,} of them also in a training part",
         *plan["simulation"],
         plan["privacy_claim"],

@@ -43,7 +43,7 @@ class LiveProgress(Observer):
         self._sites: TaskID | None = None
         self._task = "classification"
         self._metrics: dict[str, float] = {}
-        self._bytes = 0
+        self._bytes, self._since = 0, "so far"
         self._asked = 0
 
     def __enter__(self) -> LiveProgress:
@@ -61,6 +61,7 @@ class LiveProgress(Observer):
         )
         self._sites = self._progress.add_task("sites ", total=len(sites), note="evaluating")
         dp = "no DP" if config.privacy.unit == "none" else f"{config.privacy.unit}-level DP"
+        self._since = "since it was resumed" if completed_rounds else "so far"
         again = f", resumed after round {completed_rounds}" if completed_rounds else ""
         self._console.print(f"[bold]{escape(config.name)}[/bold]: {len(sites)} sites, {dp}{again}", highlight=False)
 
@@ -87,15 +88,16 @@ class LiveProgress(Observer):
         """Print the line of the round and advance the bar of rounds."""
         sites = record["sites"].values()
         admitted = sum(outcome["status"] == "admitted" for outcome in sites)
-        losses = [outcome["train_loss"] for outcome in sites if outcome["train_loss"] is not None]
+        earlier = record.get("carried", ())
+        losses = [outcome["train_loss"] for outcome in (*sites, *earlier) if outcome["train_loss"] is not None]
         parts = [f"round {record['round']}", f"{admitted}/{len(record['sites'])} sites"]
-        carried = sum(one["status"] == "admitted" for one in record.get("carried", ()))
-        parts += [f"{carried} late"] if carried else []
+        carried = sum(one["status"] == "admitted" for one in earlier)
+        parts += [f"{carried} asked in earlier rounds"] if carried else []
         parts += ["skipped"] if "skipped" in record else []
         parts += [_shown(self._task, self._metrics)] if self._metrics else []
         parts += [f"training loss {mean(losses):.3f}"] if losses else []
         parts += [f"ε {epsilon:.2f}"] if epsilon is not None else []
-        parts += [f"{_size(self._bytes)} so far", f"{record['seconds']['total']:.1f} s"]
+        parts += [f"{_size(self._bytes)} {self._since}", f"{record['seconds']['total']:.1f} s"]
         parts += [f"{record['simulated_s']['round']:.1f} s simulated"] if "simulated_s" in record else []
         self._metrics = {}
         self._console.print("  " + " · ".join(parts), highlight=False, soft_wrap=True)

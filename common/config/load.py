@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from types import UnionType
@@ -92,7 +93,8 @@ def validate_section(model: type[Whole], document: Document) -> Whole:
     except ValidationError as error:
         found = error.errors(include_url=False)
         misspelt = [detail for detail in found if detail["type"] == "extra_forbidden"]
-        raise ConfigError(_explain((misspelt or found)[0], document, model)) from None
+        first = (misspelt or found)[0]
+        raise ConfigError(_explain(first, _alternatives(first, found, document), document, model)) from None
 
 
 def dump_run_config(config: RunConfig) -> str:
@@ -141,7 +143,20 @@ def _apply_override(document: Document, override: str) -> None:
         _anchor_sources({keys[0]: document.values[keys[0]]}, Path.cwd())
 
 
-def _explain(detail: ErrorDetails, document: Document, model: type[BaseModel]) -> str:
+def _alternatives(detail: ErrorDetails, found: list[ErrorDetails], document: Document) -> str:
+    """Return what is expected of a value: the rule of each type that it may have."""
+    path = _walked(detail["loc"], document.values)
+    rules = [_rule(other["msg"]) for other in found if _walked(other["loc"], document.values) == path]
+    return " or ".join(dict.fromkeys(rules))
+
+
+def _rule(message: str) -> str:
+    rule = re.sub(r"^[A-Z]\w+ should have ", "one with ", message.removeprefix("Input should be "))
+    rule = re.sub(r"^[A-Z]\w+ should match ", "one of the ", rule)
+    return rule.rstrip(".").replace("a valid tuple", "a list")
+
+
+def _explain(detail: ErrorDetails, rule: str, document: Document, model: type[BaseModel]) -> str:
     """Turn one pydantic error into "<place>: <key> <got>; expected <rule>. <remedy>"."""
     path = tuple(part for part in detail["loc"] if part in _walked(detail["loc"], document.values))
     place = document.place_of(path)
@@ -158,7 +173,6 @@ def _explain(detail: ErrorDetails, document: Document, model: type[BaseModel]) -
         return f"{place}: {prefix}{message}."
     got = detail["input"]
     shown = repr(got) if isinstance(got, str | int | float | bool) or got is None else f"a {type(got).__name__}"
-    rule = message.removeprefix("Input should be ").rstrip(".")
     if kind == "model_type":
         rule = "a section of 'key: value' lines"
     return f"{place}: {key} is {shown[:80]}; expected {rule}. Correct it."

@@ -99,7 +99,7 @@ def export_adapter(model: AdaptedModel, adapter: Tensors, config: RunConfig, fol
     return described
 
 
-def load_adapter(folder: Path, source: str | Path, device: str = "auto") -> AdaptedModel:
+def load_adapter(folder: str | Path, source: str | Path, device: str = "auto") -> AdaptedModel:
     """Load an exported adapter on its base model, ready to predict: dropout off, whatever the pooling.
 
     Args:
@@ -113,6 +113,7 @@ def load_adapter(folder: Path, source: str | Path, device: str = "auto") -> Adap
     Raises:
         ModelError: a folder that is no exported adapter, or a base model that is not the adapter's.
     """
+    folder = Path(folder)
     try:
         about = About.model_validate_json((folder / ABOUT).read_bytes())
         adapter = load_file(folder / WEIGHTS)

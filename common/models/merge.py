@@ -30,9 +30,11 @@ def merge_adapter(adapter: Path, source: str | Path, folder: Path, device: str =
     model = load_adapter(adapter, source, device)
     wrapped: Any = model.module
     if not hasattr(wrapped, "merge_and_unload") or not hasattr(wrapped.get_base_model(), "save_pretrained"):
+        prompt = not hasattr(wrapped, "merge_and_unload")
+        why = "it is a prompt" if prompt else "it pools by the mean, which no model class of transformers does"
         raise ModelError(
-            f"{adapter} cannot be merged: it is a prompt, or pools by the mean, which no model class of transformers "
-            "does; expected LoRA factors with model.pooling 'family'. Use the adapter folder."
+            f"{adapter} cannot be merged: {why}; expected LoRA factors with model.pooling 'family'. Use the adapter "
+            "folder."
         )
     shared = _shared(wrapped)
     if shared is not None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+import common.models.export
 from common.config.run import RunConfig
 from common.run_folder import RunFolder
 from simulations.run import simulate
@@ -28,8 +29,9 @@ from simulations.run import simulate
     ids=["plain", "example", "site", "correction", "personal", "head only"],
 )
 def test_card_holds_claim_and_figures_and_no_site(
-    make_config: Callable[..., RunConfig], tmp_path: Path, sections: dict[str, Any], words: list[str]
-) -> None:
+    make_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: dict[str, Any],
+    words: list[str],
+) -> None:  # fmt: skip
     config = make_config(**sections)
     summary = simulate(config, tmp_path / "run")
     card = (tmp_path / "run" / "MODEL_CARD.md").read_text(encoding="utf-8")
@@ -40,6 +42,11 @@ def test_card_holds_claim_and_figures_and_no_site(
     if config.adapter.kind == "lora":
         settings = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
         assert (settings["r"] > 2) == (config.aggregation.method == "flora")
+        code = card.partition("## Use")[2].split("`")[1]
+        monkeypatch.chdir(tmp_path / "run")
+        assert code.startswith("common.models.export.load_adapter(")
+        loaded = eval(code, {"common": common, "BASE": config.model.source})  # noqa: S307 - what a reader types
+        assert loaded.settings.r == settings["r"]
         assert f"rank {settings['r']}, alpha {settings['lora_alpha']:g}" in card
     if config.adapter.kind == "head_only":
         first = next(RunFolder(tmp_path / "run").iterate_records("round"))

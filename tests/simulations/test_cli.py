@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,12 +14,14 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import client.cli
 import server.cli
 import simulations.cli
+from common.config.load import load_run_config
 from tests.conftest import config_text
 
 runner = CliRunner()
@@ -139,6 +142,45 @@ def test_closing_table_names_sites_and_next_command(config: Path, tmp_path: Path
     assert quiet.stdout == f"{tmp_path / 'two'}\n"
 
 
+@pytest.mark.parametrize(
+    ("overrides", "proposed"),
+    [
+        (["aggregation.method=flora"], True),
+        (["aggregation={weights: examples, max_weight: 0.5}"], False),  # which goes with no privacy
+        (["privacy={unit: example, epsilon: 6}", "training.lr=0.02"], True),
+        (["privacy={unit: example, noise_multiplier: 1.0}"], True),
+    ],
+)
+def test_next_command_is_of_the_same_run_and_can_be_run(config: Path, overrides: list[str], proposed: bool) -> None:
+    line = simulations.cli._next_command(load_run_config(config, overrides), config, overrides)
+    assert bool(line) == proposed
+    if proposed:
+        program, _, path, *settings = shlex.split(line.partition(":  ")[2])
+        assert (program, path) == ("fedtune-sim", str(config))
+        assert settings[1::2][: len(overrides)] == overrides
+        load_run_config(config, settings[1::2])
+
+
+def test_plan_of_a_method_with_corrections_says_that_more_travels(config: Path) -> None:
+    shown = {
+        method: runner.invoke(simulations.cli.app, ["check", str(config), "--set", f"aggregation.method={method}"])
+        for method in ("fedit", "flora")
+    }
+    assert {method: "a correction to the base too" in " ".join(r.stdout.split()) for method, r in shown.items()} == {
+        "fedit": False, "flora": True,
+    }  # fmt: skip
+
+
+def test_training_that_diverges_names_its_rate(
+    config: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wild = ["--set", "training.lr=1e6", "--set", "training.head_lr=1e6"]
+    result = runner.invoke(simulations.cli.app, ["run", str(config), "--out", str(tmp_path / "run"), *wild])
+    assert result.exit_code == 1
+    assert "internal" not in result.output + result.stderr
+    assert "Lower training.lr" in caplog.text
+
+
 def test_check_prints_a_plan_and_trains_nothing(config: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     arguments = ["check", str(config), "--json", "--set", "privacy={unit: example, accountant: rdp}"]
@@ -154,6 +196,17 @@ def test_check_refuses_dp_where_gradients_would_be_wrong(tmp_path: Path, tiny_mo
     path = tmp_path / "xlnet.yaml"
     path.write_text(config_text(tmp_path, tiny_models["xlnet"], privacy={"unit": "example"}))
     assert "time before batch" in refused("check", str(path), status=1)
+
+
+@pytest.mark.parametrize("app", [simulations.cli.app, client.cli.app, server.cli.app])
+def test_every_argument_and_option_says_what_it_is(app: typer.Typer) -> None:
+    commands = [typer.main.get_command(app)]
+    while commands:
+        command = commands.pop()
+        commands += getattr(command, "commands", {}).values()
+        for parameter in command.params:
+            if not parameter.hidden:
+                assert parameter.help, (command.name, parameter.name)
 
 
 def test_schema_is_json_and_versions_are_printed() -> None:
