@@ -125,6 +125,9 @@ def run_federation(
     done = 0 if completed is None else completed.round
     for warning in config_warnings(config, len(members)):
         logger.warning("%s", warning)
+    if settings.personal is None and personal_names(config, progress.adapter):
+        logger.warning("%s leaves factors at the sites: what is evaluated and exported here has zeros in their place.",
+                       config.aggregation.method)  # fmt: skip
     watch.run_started(config, list(members), done)
     if done == 0 and not any(folder.iterate_records("evaluation")):
         keeper.evaluate(0, progress.adapter)

@@ -12,7 +12,11 @@ import yaml
 
 from common.config.adapter import AdapterConfig
 from common.config.run import RunConfig
+from common.factor_names import A, B
+from common.methods import personal_names
 from common.sources import is_hub
+
+_FACTORS = (f"layer{A}", f"layer{B}")
 
 
 def model_card(config: RunConfig, summary: dict[str, Any], adapter: AdapterConfig) -> str:
@@ -31,7 +35,7 @@ def model_card(config: RunConfig, summary: dict[str, Any], adapter: AdapterConfi
         f"# {config.name}",
         _what(config, summary, adapter),
         f"## Privacy\n\n{summary['privacy_claim']}\n\n{_spent(summary)}",
-        _results(summary),
+        _results(config, summary),
         _use(config),
     ]
     return "\n\n".join(parts) + "\n"
@@ -64,7 +68,7 @@ def _spent(summary: dict[str, Any]) -> str:
     return " ".join(lines) or "Nothing was accounted."
 
 
-def _results(summary: dict[str, Any]) -> str:
+def _results(config: RunConfig, summary: dict[str, Any]) -> str:
     before, after = (summary[key].get("test") for key in ("metrics_before", "metrics_after"))
     if not after or not before:
         return "## Results\n\nNot evaluated."
@@ -72,6 +76,8 @@ def _results(summary: dict[str, Any]) -> str:
     table = "\n".join(["| on the coordinator's test part | before | after |", "| --- | ---: | ---: |", *rows])
     if summary["personal"]:
         table += "\n\nThese are figures of each site with the factors that it keeps, which are not in this adapter."
+    elif personal_names(config, _FACTORS):
+        table += "\n\nThese are figures of what all sites share. Each has factors of its own, which are zero here."
     return f"## Results\n\n{table}\n\nOne run; how it does on other data, and for whom it does worse, was not measured."
 
 

@@ -18,6 +18,9 @@ from simulations.study.curves import Point, curve
 from simulations.study.shown import NOTHING, metric, shown_metric
 from simulations.study.style import COLOURS, GREY, Picture, drawing, look
 
+MOST_NOT_COUNTED = 200
+"""Most rows on what did not count."""
+
 
 def run_page(folder: Path) -> Page:
     """Return the report of the run in ``folder``, drawn from its config, summary and metrics log.
@@ -63,6 +66,7 @@ def _page(
         [
             Part("What is guaranteed", [summary["privacy_claim"]]),
             Part("On the way", tables=[_by_round(rounds, points, headline)], pictures=pictures[:1]),
+            *_not_counted(rounds),
             Part("By site", tables=[_by_site(summary)], pictures=pictures[1:]),
             Part("Seconds", tables=[_seconds(summary)]),
             Part("Config", listing=config_listing(text)),
@@ -95,6 +99,26 @@ def _by_round(rounds: list[dict[str, Any]], points: list[Point], headline: str) 
             ]
         )  # fmt: skip
     return Rows(["round", "admitted", headline, "worst site", "loss", "ε so far", "MB", "seconds"], body)
+
+
+def _not_counted(rounds: list[dict[str, Any]]) -> list[Part]:
+    """Return what did not count and why, by site, alike updates together; nothing where all counted."""
+    found: dict[tuple[str, str, str], list[int]] = {}
+    for record in rounds:
+        told = [*record["sites"].items(), *((one["site"], one) for one in record.get("carried", []))]
+        for site, outcome in told:
+            if outcome["status"] != "admitted":
+                key = (site, outcome["status"], outcome["reason"] or NOTHING)
+                found.setdefault(key, []).append(record["round"])
+    if not found:
+        return []
+    body = [
+        [*key, str(numbers[0]) if len(numbers) == 1 else f"{len(numbers)} from {numbers[0]} to {numbers[-1]}"]
+        for key, numbers in sorted(found.items())[:MOST_NOT_COUNTED]
+    ]
+    more = len(found) - len(body)
+    rows = Rows(["site", "what became of it", "why", "rounds"], body, text_columns=frozenset({0, 1, 2}))
+    return [Part("What did not count", [f"And {more:,} more: metrics.jsonl."] if more else [], tables=[rows])]
 
 
 def _by_site(summary: dict[str, Any]) -> Rows:

@@ -13,6 +13,7 @@ import yaml
 import common.models.export
 from common.config.run import RunConfig
 from common.run_folder import RunFolder
+from server.model_card import model_card
 from simulations.run import simulate
 
 
@@ -39,6 +40,9 @@ def test_card_holds_claim_and_figures_and_no_site(
         assert word in card
     assert not any(site in card for site in summary["sites"])
     assert summary["personal"] == (config.aggregation.method == "fedsa_lora")
+    if summary["personal"]:  # which only a simulation sees
+        apart = model_card(config, summary | {"personal": False}, config.adapter)
+        assert "Each has factors of its own, which are zero here" in apart
     if config.adapter.kind == "lora":
         settings = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
         assert (settings["r"] > 2) == (config.aggregation.method == "flora")

@@ -171,9 +171,7 @@ def test_plan_of_a_method_with_corrections_says_that_more_travels(config: Path) 
     }  # fmt: skip
 
 
-def test_training_that_diverges_names_its_rate(
-    config: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_training_that_diverges_names_its_rate(config: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     wild = ["--set", "training.lr=1e6", "--set", "training.head_lr=1e6"]
     result = runner.invoke(simulations.cli.app, ["run", str(config), "--out", str(tmp_path / "run"), *wild])
     assert result.exit_code == 1

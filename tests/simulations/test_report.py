@@ -81,6 +81,15 @@ def test_report_of_a_run_holds_its_figures_and_loads_nothing(
     assert write_report(tmp_path / "run").read_text(encoding="utf-8") == html
 
 
+def test_report_says_what_did_not_count_and_why(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    attacked = {"attacks": [{"name": "nan", "share": 0.34}]}
+    simulate(make_config(federation={"rounds": 2}, simulation=attacked), tmp_path / "run")
+    text = " ".join(read(write_report(tmp_path / "run").read_text(encoding="utf-8")).text.split())
+    assert "What did not count" in text
+    for words in ("rejected", "non_finite: the update holds NaN or infinity; expected finite numbers", "2 from 1 to 2"):
+        assert words in text
+
+
 def test_report_of_a_run_that_was_never_evaluated(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
     simulate(make_config(data={"test": None}), tmp_path / "run")
     assert "by site" in read(write_report(tmp_path / "run").read_text(encoding="utf-8")).text.lower()
