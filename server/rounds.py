@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -112,14 +112,20 @@ class Round:
         return {one.site for one in self.carried if one.outcome.status == "admitted"}
 
     @property
+    def found_out(self) -> Set[str]:
+        """The sites that admission found out in this round: hostile or broken."""
+        return self._bad
+
+    @property
     def unanswered(self) -> int:
         """Number of sites of the cohort that neither answered nor were given up."""
         return len(self.cohort) - len(self.outcomes)
 
     @property
     def hidden(self) -> int:
-        """Number of bad sites that a round needs others to outvote: not those that admission found out."""
-        return max(0, self._config.aggregation.robust_sites - len(self._bad))
+        """Number of bad sites that a round needs others to outvote: not those found out that count with no update."""
+        voting = self.counted | {site for site, outcome in self.outcomes.items() if outcome.status == "admitted"}
+        return max(0, self._config.aggregation.robust_sites - len(self._bad - voting))
 
     def invite(self, member: Member) -> None:
         """Make a member part of the cohort."""
@@ -288,7 +294,7 @@ class Round:
             "round": self.number,
             "sites": {site: asdict(self.outcomes[site]) for site in sorted(self.outcomes)},
             "products": asdict(products) if products and not self._skipped else None,
-            **({"robust_shares": shares} if shares is not None else {}),
+            **({"robust_shares": shares} if shares is not None and not self._skipped else {}),
             **({"carried": [one.as_dict() for one in self.carried]} if carries or self.carried else {}),
             **({"skipped": self._skipped} if self._skipped else {}),
             "seconds": {

@@ -41,8 +41,11 @@ class Turns:
         return self.free(busy)
 
     def free(self, busy: Set[str], current: Round | None = None) -> list[str]:
-        """Return the drawn sites to ask now, in their turns: owing nothing, not in ``current``; as many as may work."""
-        asked = busy if current is None else busy | current.cohort.keys() | current.counted
+        """Return the drawn sites to ask now, in their turns, as many as may work.
+
+        Not those that owe something, are in ``current`` already, or were found out in it.
+        """
+        asked = busy if current is None else busy | current.cohort.keys() | current.counted | current.found_out
         return [name for name in self._drawn if name not in asked][: self.room(busy)]
 
     def room(self, busy: Set[str]) -> int | None:

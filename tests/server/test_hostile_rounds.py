@@ -16,6 +16,8 @@ from server.aggregation.robust import expect_enough_sites, held_against
 from server.bounds import LONGEST_PRODUCT, beyond_use
 from server.cohort import Member
 from server.rounds import Round
+from server.steering import Steering
+from server.turns import Turns
 from tests.server.scripted import play
 from tests.server.test_rounds import ADAPTER, BASE, RUN, UPDATE, description, make_round, reply_to
 
@@ -50,6 +52,22 @@ def test_site_that_is_merely_broken_does_not_switch_the_rule_off_for_a_hostile_o
         after = current.finish()
         for name, value in ADAPTER.items():
             assert 0.49 < float((after[name] - value).mean()) < 0.54, rule
+
+
+def test_site_found_out_by_a_late_answer_gets_no_vote_in_the_round(make_config: Callable[..., RunConfig]) -> None:
+    federation = {"mode": "async", "buffer_size": 3}
+    config = make_config(aggregation={"robust": "median", "robust_sites": 1}, federation=federation)
+    earlier = make_round(config, SEVEN[:3])
+    present = {"b": earlier.cohort["b"]}
+    current = Round(2, present, ADAPTER, config, Admission.of(config), BASE, RUN, others=earlier.cohort)
+    turns = Turns(config, Steering(), None)
+    turns.draw(2, SEVEN[:3], set())
+    assert current.take_late(earlier.asked["a"], b"junk", b"").status == "rejected"
+    assert (current.found_out, current.hidden) == ({"a"}, 0)
+    assert turns.free(set(), current) == ["c"]
+    current.invite(earlier.cohort["a"])  # as it was before it was found out
+    current.take("a", reply_to(current, "a", round=2), encode(UPDATE, "fp32"))
+    assert (current.outcomes["a"].status, current.hidden) == ("admitted", 1)
 
 
 @pytest.mark.parametrize("rule", ["krum", "multi_krum", "norm_clip", "median"])
