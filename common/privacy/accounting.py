@@ -24,10 +24,10 @@ little because ε is small then, but never less than the fine one."""
 
 _LARGEST_NOISE = 1e4
 _HOPELESS_EPSILON = 50.0
-_MOST_STEPS = 100_000
-"""Where RDP gives such an ε, or for so many steps, its bound is used in PRV's place. There PRV takes minutes and
-gigabytes, to say about the same of a large ε; for many steps a site could stall the coordinator by what it plans, or a
-run its sites."""
+_MOST_STEPS, _MOST_FINE_STEPS = 2_000_000, 100_000
+"""Where RDP gives such an ε, or for so many steps, its bound is used in PRV's place, which may take minutes and
+gigabytes there: to say about the same of a large ε, or by what a hostile site or run plans. From the second number on
+PRV adds :data:`_COARSE` to an ε however small, which takes a tenth of the time."""
 
 
 @dataclass(frozen=True, order=True)
@@ -51,7 +51,7 @@ def merge(segments: Iterable[Segment]) -> tuple[Segment, ...]:
 def epsilon_spent(segments: Iterable[Segment], delta: float, accountant: str = "prv") -> float:
     """Return ε of the composition at ``delta``; an upper bound. 0 for no steps.
 
-    PRV's bound is RDP's where PRV has none, and beyond 100,000 steps or an ε of 50.
+    PRV's bound is RDP's where PRV has none, and beyond 2,000,000 steps or an ε of 50.
 
     Args:
         segments: what was done, in any order.
@@ -112,9 +112,9 @@ def _create_accountant() -> Any:
 
 
 def _prv_epsilon(engine: Any, delta: float) -> float:
-    """Return PRV's upper bound, at most about 1 % or :data:`_FINE` above ε, whichever is more."""
+    """Return PRV's upper bound, at most about 1 % or :data:`_FINE` above ε; of very many steps :data:`_COARSE`."""
     coarse = float(engine.get_epsilon(delta=delta, eps_error=_COARSE))
-    if 1.5 * _SHARE * coarse >= _COARSE:
+    if 1.5 * _SHARE * coarse >= _COARSE or sum(steps for _, _, steps in engine.history) > _MOST_FINE_STEPS:
         return coarse
     try:
         return float(engine.get_epsilon(delta=delta, eps_error=max(_FINE, _SHARE * (coarse - _COARSE))))

@@ -61,7 +61,7 @@ def test_epsilon_beyond_use_is_that_of_rdp_and_grows_with_steps() -> None:
 
 @pytest.mark.parametrize("sample_rate", [1e-9, 1e-6, 1e-4])
 def test_epsilon_of_more_steps_than_prv_is_asked_for_is_that_of_rdp(sample_rate: float) -> None:
-    few, many = 100, 20_000_000
+    few, many = 100, 20_000_000  # of which the second took PRV minutes
     found = {
         accountant: [epsilon_spent([Segment(1.0, sample_rate, steps)], 1e-5, accountant) for steps in (few, many)]
         for accountant in ("prv", "rdp")
