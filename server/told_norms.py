@@ -1,9 +1,10 @@
 """Where adaptive clipping goes on: the clip norms that a round's sites ended at, each held to what its steps can do.
 
 No site can be checked on what it tells. A step multiplies the clip norm C by exp(-η (b̃ - γ)), with b̃ a noisy share
-around [0, 1] (Andrew et al. 1905.03871, algorithm 1): what is told counts as within exp(±η) for each step from what was
-sent, and of several the median counts. So one site alone moves C no further than an honest one could, and fewer than
-half of many cannot move it beyond the others'.
+(Andrew et al. 1905.03871, algorithm 1), which without noise is in [0, 1]: what is told is cut to within exp(±η) for
+each step from what was sent, and of several the median counts. So one site alone, an honest one with much noise
+included, moves C no further than a round without noise could, and fewer than half of many cannot move it beyond the
+others'.
 """
 
 from __future__ import annotations

@@ -146,13 +146,18 @@ def _apply_override(document: Document, override: str) -> None:
 def _alternatives(detail: ErrorDetails, found: list[ErrorDetails], document: Document) -> str:
     """Return what is expected of a value: the rule of each type that it may have."""
     path = _walked(detail["loc"], document.values)
-    rules = [_rule(other["msg"]) for other in found if _walked(other["loc"], document.values) == path]
+    rules = []
+    for other in found:
+        place = _walked(other["loc"], document.values)
+        if place[: len(path)] == path:
+            inside = ".".join(map(str, place[len(path) :]))
+            rules.append(_rule(other["msg"]) + (f" at {inside}" if inside else ""))
     return " or ".join(dict.fromkeys(rules))
 
 
 def _rule(message: str) -> str:
     rule = re.sub(r"^[A-Z]\w+ should have ", "one with ", message.removeprefix("Input should be "))
-    rule = re.sub(r"^[A-Z]\w+ should match ", "one of the ", rule)
+    rule = re.sub(r"^[A-Z]\w+ should match ", "one of the ", rule).removesuffix(" after validation, not 0")
     return rule.rstrip(".").replace("a valid tuple", "a list")
 
 

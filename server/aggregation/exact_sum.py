@@ -3,8 +3,9 @@
 Floating-point addition is not associative, so a streamed average would depend on which site answers first. Terms are
 cut to a fixed-point grid in two parts, multiples of 2⁻³⁶ and of 2⁻⁷⁶ for what is left of them, and each part is added
 as 64-bit integers, which is exact: any order, any grouping, same bits, with one accumulator however many sites there
-are. The error of a term is 2⁻⁷⁷ (7e-24) at most. Weights are relative to the largest that is declared, which may be
-that of a site whose update never counts: even with all others a billionth of it, an entry of 1e-6 keeps 8 digits.
+are. The error of a term is 2⁻⁷⁷ (7e-24) at most, beside its own rounding in float64. Weights are relative to the
+largest that is declared, which may be that of a site whose update never counts: even with all others a billionth of it,
+an entry of 1e-6 keeps 8 digits.
 """
 
 from __future__ import annotations

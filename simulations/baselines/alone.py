@@ -11,6 +11,7 @@ from torch import Tensor
 
 from client.site import Site
 from client.training.loop import train_locally
+from common.config.federation import FederationConfig
 from common.config.run import RunConfig
 from common.data.examples import Example
 from common.data.federated import FederatedData
@@ -24,11 +25,6 @@ from common.tasks.catalog import TASKS
 from common.tensors import Tensors
 
 POOLED = "all rows in one place"
-_ONE_PLACE = {
-    "sites_per_round": None, "min_sites": 1, "over_select": 1.0, "mode": "sync", "buffer_size": None, "late": "drop",
-    "below_min": "stop",
-}  # fmt: skip
-"""What is left of rounds where there is one site."""
 """Name of the one site that has all rows; it keys its randomness."""
 
 
@@ -90,14 +86,16 @@ def pooled_config(config: RunConfig, data: FederatedData) -> RunConfig:
     asked = min(1.0, (config.federation.sites_per_round or len(plans)) / len(plans))
     steps = max(1, round(asked * sum(steps for steps, _ in plans.values())))
     training: dict[str, Any] = {"local_steps": steps, "local_epochs": None}
+    given = config.federation
+    rounds = FederationConfig(rounds=given.rounds, virtual_ranks=given.virtual_ranks).model_dump()
     if not config.privacy.is_local:
         rows_seen = asked * sum(_rows_seen(config, len(rows)) for rows in data.train.values())
         training["batch_size"] = max(1, round(rows_seen / steps))
-        return changed_config(config, training=training, federation=_ONE_PLACE)
+        return changed_config(config, training=training, federation=rounds)
     seen = asked * sum(steps * m.expected_batch_size for steps, m in plans.values() if m is not None)
     units = sum(m.expected_batch_size / m.sample_rate for _, m in plans.values() if m is not None)
     return changed_config(
-        config, training=training, federation=_ONE_PLACE,
+        config, training=training, federation=rounds,
         privacy={"sample_rate": min(1.0, seen / (steps * units))},
     )  # fmt: skip
 

@@ -171,6 +171,8 @@ def shown(found: Sequence[Result], honest: Sequence[Result]) -> str:
 
 def moved_by(found: Sequence[Result], honest: Sequence[Result]) -> str:
     """Return what an attack adds to accuracy in points, paired by seed, with its interval over seeds."""
+    if "ended" in found:
+        return "ended"
     pairs = [(one, own) for one, own in zip(found, honest, strict=True) if isinstance(one, float)]
     gains = [100.0 * (one - own) for one, own in pairs if isinstance(own, float)]
     return signed_interval(over_seeds(gains)) if len(gains) == len(found) else NOTHING

@@ -113,7 +113,7 @@ def test_pool_sees_every_row_as_often(
     [
         {"sites_per_round": 2, "over_select": 1.5},
         {"mode": "async", "buffer_size": 2},
-        {"late": "carry", "below_min": "extend"},
+        {"late": "carry", "max_staleness": 3, "below_min": "extend", "extension_s": 5.0},
     ],
 )
 def test_baselines_go_with_any_way_of_running_rounds(
