@@ -105,6 +105,11 @@ class Method:
     fresh: bool = False
     core: bool = False
 
+    @property
+    def personal(self) -> bool:
+        """Whether a site keeps factors that it trains to itself."""
+        return any(self.trains(name, 1) and not self.sends(name, 1) for name in (f"layer{A}", f"layer{B}"))
+
 
 METHODS: dict[str, Method] = {
     "fedit": Method(_all, _all, _all, linear=True, optimizable=True),

@@ -15,7 +15,7 @@ from common.tensors import Tensors, add
 from server.aggregation.catalog import aggregator_of
 from server.aggregation.optimizers import optimized
 from server.aggregation.products import RoundProducts, measure
-from server.aggregation.robust import RULES, coefficients, combine, held_against
+from server.aggregation.robust import RULES, coefficients, combine_by_entry, combine_by_site, held_against
 from server.bounds import beyond_use
 from server.site_level import SiteLevel
 
@@ -34,7 +34,7 @@ class Collected:
         sent: names of what sites send in this round, sorted.
         moments: of the server optimizer.
         products: what the aggregation did, once it is done; None where that must not be told.
-        shares: what a robust rule counted each update, once it is done; None for a rule that does so by entry.
+        shares: what a robust rule counted each update, by key, once it is done; None for a rule by entry.
     """
 
     def __init__(
@@ -108,8 +108,10 @@ class Collected:
             if self.shares is not None:
                 self._state = self._state.weighed(self.shares)
             return self._aggregator.finish(self._state, self._adapter) if count else self._adapter
-        if settings.robust != "none":
-            mean = combine(settings.robust, bad, self._updates, self.shares)
+        if self.shares is not None:
+            mean = combine_by_site(self._updates, self.shares)
+        elif settings.robust != "none":
+            mean = combine_by_entry(settings.robust, bad, self._updates)
         elif count:
             mean = self._state.mean()
         else:

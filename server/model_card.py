@@ -12,11 +12,8 @@ import yaml
 
 from common.config.adapter import AdapterConfig
 from common.config.run import RunConfig
-from common.factor_names import A, B
-from common.methods import personal_names
+from common.methods import method_of
 from common.sources import is_hub
-
-_FACTORS = (f"layer{A}", f"layer{B}")
 
 
 def model_card(config: RunConfig, summary: dict[str, Any], adapter: AdapterConfig) -> str:
@@ -76,7 +73,7 @@ def _results(config: RunConfig, summary: dict[str, Any]) -> str:
     table = "\n".join(["| on the coordinator's test part | before | after |", "| --- | ---: | ---: |", *rows])
     if summary["personal"]:
         table += "\n\nThese are figures of each site with the factors that it keeps, which are not in this adapter."
-    elif personal_names(config, _FACTORS):
+    elif config.adapter.kind == "lora" and method_of(config).personal:
         table += "\n\nThese are figures of what all sites share. Each has factors of its own, which are zero here."
     return f"## Results\n\n{table}\n\nOne run; how it does on other data, and for whom it does worse, was not measured."
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -55,6 +55,7 @@ class Round:
         outcomes: of those that answered or were given up.
         carried: what became of updates of earlier rounds, and of requests of this one that were repeated.
         asked: the request to each of the cohort.
+        found_out: sites that admission found to be hostile or broken in this round.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Round:
         self._adapter = fresh_factors(adapter, config.seed, number) if method_of(config).fresh else adapter
         self._collected = Collected(number, self._adapter, config, site_level, {} if moments is None else moments)
         self._told = ToldNorms(config.privacy)
-        self._bad: set[str] = set()
+        self.found_out: set[str] = set()
         self._admission = admission
         multiple = config.aggregation.norm_bound_of_median
         self._bound = None if multiple is None else MedianBound(multiple)
@@ -112,11 +113,6 @@ class Round:
         return {one.site for one in self.carried if one.outcome.status == "admitted"}
 
     @property
-    def found_out(self) -> Set[str]:
-        """The sites that admission found out in this round: hostile or broken."""
-        return self._bad
-
-    @property
     def unanswered(self) -> int:
         """Number of sites of the cohort that neither answered nor were given up."""
         return len(self.cohort) - len(self.outcomes)
@@ -125,7 +121,7 @@ class Round:
     def hidden(self) -> int:
         """Number of bad sites that a round needs others to outvote: not those found out that count with no update."""
         voting = self.counted | {site for site, outcome in self.outcomes.items() if outcome.status == "admitted"}
-        return max(0, self._config.aggregation.robust_sites - len(self._bad - voting))
+        return max(0, self._config.aggregation.robust_sites - len(self.found_out - voting))
 
     def invite(self, member: Member) -> None:
         """Make a member part of the cohort."""
@@ -149,7 +145,7 @@ class Round:
     def fail(self, site: str, status: str, reason: str, owed: Asked | None = None) -> Outcome:
         """Record that no usable reply of ``site`` will come, or to a request of an earlier round that it owed."""
         if status == "rejected":
-            self._bad.add(site)
+            self.found_out.add(site)
         if owed is not None:
             return self._carry(owed, Outcome(status, reason))
         if site not in self.outcomes:
@@ -191,7 +187,7 @@ class Round:
         sites is left to chance, and only a round that lost all it had asked lacks any; sites that admission found out
         count as never asked, so that a bad one that is drawn alone ends no run.
         """
-        asked = self.cohort.keys() - self._bad
+        asked = self.cohort.keys() - self.found_out
         least = self._config.federation.min_sites if self._site_level is None else min(1, len(asked))
         if self.count < least:
             lost = dict.fromkeys(sorted(self.cohort.keys() - self.outcomes.keys()), NO_REPLY)
@@ -237,7 +233,7 @@ class Round:
                     self._add(key, held.asked, held.update, held.weight)
                     continue
                 except AdmissionError as error:
-                    self._bad.add(held.asked.member.name)
+                    self.found_out.add(held.asked.member.name)
                     reason = str(error)
             rejected.append((held.asked.member.name, self._reject(held.asked, reason)))
         return rejected
@@ -325,7 +321,7 @@ class Round:
                 self._control.add(site, change, weight)
         except AdmissionError as error:
             if error.reason not in _NOT_BAD:
-                self._bad.add(site)
+                self.found_out.add(site)
             outcome = Outcome("rejected", str(error), bytes_up=up, **charge)
         else:
             told: dict[str, Any] = {}

@@ -157,8 +157,8 @@ def _alternatives(detail: ErrorDetails, found: list[ErrorDetails], document: Doc
 
 def _rule(message: str) -> str:
     rule = re.sub(r"^[A-Z]\w+ should have ", "one with ", message.removeprefix("Input should be "))
-    rule = re.sub(r"^[A-Z]\w+ should match ", "one of the ", rule).removesuffix(" after validation, not 0")
-    return rule.rstrip(".").replace("a valid tuple", "a list")
+    rule = re.sub(r"^[A-Z]\w+ should match ", "one of the ", rule)
+    return re.sub(r" after validation, not \d+$", "", rule).rstrip(".").replace("a valid tuple", "a list")
 
 
 def _explain(detail: ErrorDetails, rule: str, document: Document, model: type[BaseModel]) -> str:

@@ -29,12 +29,14 @@ def _unused(config: RunConfig) -> Iterator[str]:
     optimizer, lora = aggregation.server_optimizer, adapter.kind == "lora"
     coded = {config.communication.codec, config.communication.down_codec} & {"int8", "int4"}
     planned, moving = privacy.unit != "none", privacy.clipping == "adaptive"
+    alike = aggregation.robust in ("median", "trimmed_mean", "krum")
     decaying = optimizer in ("fedadam", "fedyogi")
     for section, keys, used, needs in (
         ("aggregation", ("server_lr", "server_beta1"), optimizer != "none", "a server_optimizer"),
         ("aggregation", ("server_beta2",), decaying, "server_optimizer 'fedadam' or 'fedyogi'"),
         ("aggregation", ("server_tau",), optimizer not in ("none", "fedavgm"), "an adaptive server_optimizer"),
         ("aggregation", ("residual_penalty",), aggregation.method == "lora_fair", "method 'lora_fair'"),
+        ("aggregation", ("weights",), not alike, "a rule that weighs sites (median, trimmed_mean and krum do not)"),
         ("aggregation", ("robust_sites",), aggregation.robust != "none", "a robust rule"),
         ("federation", ("max_staleness", "staleness_exponent"), rounds.carries, "late 'carry' or mode 'async'"),
         ("federation", ("extension_s",), rounds.below_min == "extend", "below_min 'extend'"),

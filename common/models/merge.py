@@ -29,9 +29,12 @@ def merge_adapter(adapter: Path, source: str | Path, folder: Path, device: str =
         raise ModelError(f"{folder} exists and is not empty; expected a new folder. Choose another.")
     model = load_adapter(adapter, source, device)
     wrapped: Any = model.module
-    if not hasattr(wrapped, "merge_and_unload") or not hasattr(wrapped.get_base_model(), "save_pretrained"):
-        prompt = not hasattr(wrapped, "merge_and_unload")
-        why = "it is a prompt" if prompt else "it pools by the mean, which no model class of transformers does"
+    why = None
+    if not hasattr(wrapped, "merge_and_unload"):
+        why = "it is a prompt"
+    elif not hasattr(wrapped.get_base_model(), "save_pretrained"):
+        why = "it pools by the mean, which no model class of transformers does"
+    if why is not None:
         raise ModelError(
             f"{adapter} cannot be merged: {why}; expected LoRA factors with model.pooling 'family'. Use the adapter "
             "folder."

@@ -46,10 +46,7 @@ class ExactSum:
     @classmethod
     def zero(cls, like: Tensors) -> ExactSum:
         """Return an empty sum for tensors shaped as ``like``."""
-        totals, rests = (
-            {name: torch.zeros(value.shape, dtype=torch.int64) for name, value in like.items()} for _ in range(2)
-        )
-        return cls(totals, rests)
+        return cls(_zeros(like), _zeros(like))
 
     def add(self, update: Tensors, weight: float) -> None:
         """Add ``weight * update``.
@@ -79,3 +76,7 @@ class ExactSum:
             name: ((total.double() + self.rests[name].double() / _REST_SCALE) / divisor).float()
             for name, total in self.totals.items()
         }
+
+
+def _zeros(like: Tensors) -> dict[str, Tensor]:
+    return {name: torch.zeros(value.shape, dtype=torch.int64) for name, value in like.items()}

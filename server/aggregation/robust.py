@@ -88,23 +88,26 @@ def _undecided(rule: str) -> int:
     return 3 if "krum" in rule else 1
 
 
-def combine(rule: str, bad: int, updates: Mapping[str, Tensors], shares: Mapping[str, float] | None = None) -> Tensors:
-    """Return the robust mean update, for a linear method.
+def combine_by_entry(rule: str, bad: int, updates: Mapping[str, Tensors]) -> Tensors:
+    """Return the robust mean update of a linear method, each entry by itself.
 
     Args:
-        rule: a key of :data:`RULES` or :data:`BY_ENTRY`.
+        rule: a key of :data:`BY_ENTRY`.
         bad: f, the number of bad sites it must hold against.
         updates: of each site, for what it sent.
-        shares: what :func:`coefficients` gives each site; None for a rule by entry, which has none.
 
     Raises:
         RunError: if the round has too few sites for f.
     """
+    ordered = [updates[site] for site in sorted(updates)]
+    expect_enough_sites(rule, bad, len(ordered), "the round")
+    return {name: BY_ENTRY[rule](_stack(ordered, name), bad).float() for name in ordered[0]}
+
+
+def combine_by_site(updates: Mapping[str, Tensors], shares: Mapping[str, float]) -> Tensors:
+    """Return the robust mean update of a linear method, by what :func:`coefficients` gives each site."""
     sites = sorted(updates)
     ordered = [updates[site] for site in sites]
-    if shares is None:
-        expect_enough_sites(rule, bad, len(ordered), "the round")
-        return {name: BY_ENTRY[rule](_stack(ordered, name), bad).float() for name in ordered[0]}
     counted = torch.tensor([shares[site] for site in sites], dtype=torch.float64)
     return {name: torch.einsum("k,k...->...", counted, _stack(ordered, name)).float() for name in ordered[0]}
 

@@ -103,25 +103,23 @@ def _by_round(rounds: list[dict[str, Any]], points: list[Point], headline: str) 
 
 def _not_counted(rounds: list[dict[str, Any]]) -> list[Part]:
     """Return what did not count and why, by site and kind of reason; nothing where all counted."""
-    found: dict[tuple[str, str, str], list[int]] = {}
-    first: dict[tuple[str, str, str], str] = {}
+    found: dict[tuple[str, str, str], tuple[str, list[int]]] = {}
     for record in rounds:
         told = [*record["sites"].items(), *((one["site"], one) for one in record.get("carried", []))]
         for site, outcome in told:
             if outcome["status"] != "admitted":
                 why = outcome["reason"] or NOTHING
                 key = (site, outcome["status"], why.partition(":")[0])
-                first.setdefault(key, why)
-                found.setdefault(key, []).append(record["round"])
+                found.setdefault(key, (why, []))[1].append(record["round"])
     if not found:
         return []
     body = [
         [
             *key[:2],
-            first[key],
+            why,
             str(numbers[0]) if len(numbers) == 1 else f"{len(numbers)} from {numbers[0]} to {numbers[-1]}",
         ]
-        for key, numbers in sorted(found.items())[:MOST_NOT_COUNTED]
+        for key, (why, numbers) in sorted(found.items())[:MOST_NOT_COUNTED]
     ]
     more = len(found) - len(body)
     rows = Rows(["site", "what became of it", "why, the first time", "rounds"], body, text_columns=frozenset({0, 1, 2}))

@@ -53,7 +53,7 @@ class Findings:
         means = [
             mean(found.values())
             for method in METHODS
-            if not is_personal(method) and (found := self.final(Cell(self.size, federation, privacy, method)))
+            if not METHODS[method].personal and (found := self.final(Cell(self.size, federation, privacy, method)))
         ]
         return SHARE_OF_BEST * max(means) if means else None
 
@@ -64,12 +64,6 @@ class Findings:
             found = next((point.megabytes for point in points if 100 * point.headline >= target), None)
             reached += [] if found is None else [found]
         return reached
-
-
-def is_personal(method: str) -> bool:
-    """Whether a method leaves something at each site, so that its accuracy is that of each site's own adapter."""
-    kind = METHODS[method]
-    return any(kind.trains(name, 1) and not kind.sends(name, 1) for name in ("x.lora_A.weight", "x.lora_B.weight"))
 
 
 def read_findings(size: str, cells: Sequence[Cell], seeds: range, runs: Path) -> Findings:
@@ -156,7 +150,10 @@ def _bytes(findings: Findings, privacy: str) -> str:
 def _grid(corner: str, notes: Mapping[str, str], cell: Callable[[str, str], str]) -> str:
     head = [corner, *(f"{name}, {notes[name]}" if name in notes else name for name in FEDERATIONS)]
     body = [
-        [f"`{method}`" + (" (personal)" if is_personal(method) else ""), *(cell(name, method) for name in FEDERATIONS)]
+        [
+            f"`{method}`" + (" (personal)" if METHODS[method].personal else ""),
+            *(cell(name, method) for name in FEDERATIONS),
+        ]
         for method in METHODS
     ]
     return markdown([head, *body])

@@ -35,7 +35,7 @@ def write_tables(page: Path, tables: Mapping[str, str], command: str) -> None:
         if lost > 0:
             error_console().print(
                 f"{page} is left as it is: {lost} of the {_results(kept)} results in its table {name!r} have no run "
-                f"here. {command} makes them all; a table that is emptied by hand is written whatever it had.",
+                "here. Make those first; or empty the table by hand, and it is written whatever it had.",
                 markup=False,
             )
             return

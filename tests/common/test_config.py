@@ -184,3 +184,20 @@ def test_simulation_section_is_part_of_the_digest_and_its_absence_is_not() -> No
     assert plain.digest() != faulty.digest()
     assert parse_run_config(dump_run_config(faulty), "again", None) == faulty
     hash(faulty)
+
+
+@pytest.mark.parametrize(
+    ("override", "rule"),
+    [
+        ("adapter.target_modules=foo", "expected 'auto' or 'all-linear' or a list. Correct"),
+        ("adapter.target_modules=[]", "expected 'auto' or 'all-linear' or one with at least 1 item. Correct"),
+        ("adapter.target_modules=[query, 5]", "expected 'auto' or 'all-linear' or a valid string at 1. Correct"),
+        ("federation.virtual_ranks=4", "federation.virtual_ranks is 4; expected a list. Correct"),
+        ("federation.rounds=0", "expected greater than or equal to 1. Correct"),
+        ("name=_a b", "expected one of the pattern"),
+    ],
+)
+def test_error_tells_each_form_that_a_value_may_have(override: str, rule: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_run_config(ROOT / "configs" / "quickstart.yaml", [override])
+    assert rule in str(caught.value)

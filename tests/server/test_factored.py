@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from common.methods import METHODS
 from server.aggregation.products import measure
-from server.aggregation.robust import RULES, coefficients, combine
+from server.aggregation.robust import BY_ENTRY, coefficients, combine_by_entry, combine_by_site
 from tests.server.factor_rounds import FactorRound, random_round
 
 M, N, RANK = 53, 67, 2
@@ -51,5 +51,8 @@ def test_robust_rules_stay_factored_where_they_can(rule: str) -> None:
     """Rules by norms and distances need inner products alone; the coordinate-wise ones take each factor's entries."""
     current = random_round("ffa_lora", M, N, [RANK] * 5, seed=4)
     with NothingDense():
-        held = (current.adapter, current.updates, current.weights, 1.0)
-        combine(rule, 1, current.updates, coefficients(rule, 1, *held) if rule in RULES else None)
+        if rule in BY_ENTRY:
+            combine_by_entry(rule, 1, current.updates)
+        else:
+            shares = coefficients(rule, 1, current.adapter, current.updates, current.weights, 1.0)
+            combine_by_site(current.updates, shares)

@@ -24,7 +24,14 @@ from common.factors import A, B, factors_of, layers_of, with_rank
 from common.methods import METHODS
 from common.tensors import Tensors, manifest_of
 from server.aggregation import products, robust
-from server.aggregation.robust import change_products, coefficients, combine, expect_enough_sites, krum_scores
+from server.aggregation.robust import (
+    change_products,
+    coefficients,
+    combine_by_entry,
+    combine_by_site,
+    expect_enough_sites,
+    krum_scores,
+)
 from server.collected import Collected
 from simulations.engines.settings import EngineSettings
 from simulations.run import simulate
@@ -50,9 +57,10 @@ def changes(current: FactorRound) -> Tensor:
 
 
 def combined(rule: str, bad: int, current: FactorRound) -> Tensors:
-    counts = rule in robust.RULES
-    held = (current.adapter, current.updates, current.weights, SCALE)
-    return combine(rule, bad, current.updates, coefficients(rule, bad, *held) if counts else None)
+    if rule in robust.BY_ENTRY:
+        return combine_by_entry(rule, bad, current.updates)
+    shares = coefficients(rule, bad, current.adapter, current.updates, current.weights, SCALE)
+    return combine_by_site(current.updates, shares)
 
 
 @pytest.mark.parametrize("method", LINEAR)

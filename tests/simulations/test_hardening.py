@@ -196,6 +196,18 @@ def test_diverged_training_ends_in_one_line(make_config: Callable[..., RunConfig
     assert is_finite(initial_adapter(resident_model(config), 0))
 
 
+def test_lines_of_a_resumed_run_count_its_bytes_from_there_and_updates_of_earlier_rounds(
+    make_config: Callable[..., RunConfig],
+) -> None:
+    console = Console(record=True, width=200)
+    late = {"status": "admitted", "train_loss": 0.25}
+    with LiveProgress(console) as progress:
+        progress.run_started(make_config(), ["a", "b"], 2)
+        progress.round_ended({"round": 3, "sites": {}, "carried": [late, late], "seconds": {"total": 1.0}}, None)
+    shown = console.export_text()
+    assert "0/0 sites · 2 asked in earlier rounds · training loss 0.250 · 0 B since it was resumed" in shown
+
+
 def test_site_names_with_brackets_are_shown_as_they_are(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
     config = make_config()
     train = Path(config.data.train)

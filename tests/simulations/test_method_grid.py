@@ -30,7 +30,7 @@ from simulations.results.method_grid import (
     cells,
     rated_cells,
 )
-from simulations.results.method_tables import Findings, is_personal, read_findings, tables
+from simulations.results.method_tables import Findings, read_findings, tables
 from simulations.results.methods import COMMAND, PAGE
 from simulations.results.page import write_tables
 from simulations.study.curves import Point
@@ -104,8 +104,7 @@ def test_tables_show_means_targets_bytes_and_pairs() -> None:
     rates = written["capped-rates"].splitlines()
     assert len(rates) == 2 + len(RATES)
     assert rates[2] == "| rate x 0.33 | - | - | - | 61.0 ± 12.7 (2) |"
-    assert is_personal("fedsa_lora")
-    assert sum(map(is_personal, METHODS)) == 1
+    assert [name for name, method in METHODS.items() if method.personal] == ["fedsa_lora"]
 
 
 def test_page_has_the_markers_and_keeps_tables_of_more_results(
